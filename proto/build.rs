@@ -1,0 +1,38 @@
+//! Compiles the contract with protox, so that no protoc is needed.
+
+use std::error::Error;
+use std::path::PathBuf;
+use std::{env, fs};
+
+use prost::Message as _;
+
+const FILES: &[&str] = &["proto/credbroker/v1/handles.proto"];
+
+/// Messages whose `Debug` would print a bearer token; `redact.rs` writes it by hand.
+const TOKEN_BEARING: &[&str] = &[
+    "credbroker.v1.IssueHandleResponse",
+    "credbroker.v1.RenewHandleRequest",
+    "credbroker.v1.RevokeHandleRequest",
+    "credbroker.v1.RevokeHandleRequest.handle",
+    "credbroker.v1.DescribeHandleRequest",
+];
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let descriptors = protox::compile(FILES, ["proto"])?;
+    let out = PathBuf::from(env::var("OUT_DIR")?);
+    fs::write(out.join("descriptors.bin"), descriptors.encode_to_vec())?;
+
+    // The code of both halves is always generated; features decide what is compiled, because
+    // a build script that looked at features would run once for each set of them.
+    tonic_prost_build::configure()
+        .build_transport(false)
+        .skip_debug(TOKEN_BEARING)
+        .server_mod_attribute(".", "#[cfg(feature = \"server\")]")
+        .client_mod_attribute(".", "#[cfg(feature = \"client\")]")
+        .compile_fds(descriptors)?;
+
+    for file in FILES {
+        println!("cargo:rerun-if-changed={file}");
+    }
+    Ok(())
+}

@@ -1,0 +1,74 @@
+//! `Debug` for the messages that carry a handle token: everything but the token.
+
+use std::fmt;
+
+use crate::v1::{
+    DescribeHandleRequest, IssueHandleResponse, RenewHandleRequest, RevokeHandleRequest,
+    revoke_handle_request,
+};
+
+const REDACTED: &str = "[REDACTED]";
+
+impl fmt::Debug for IssueHandleResponse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("IssueHandleResponse")
+            .field("handle", &self.handle)
+            .field("token", &REDACTED)
+            .field("endpoint", &self.endpoint)
+            .finish()
+    }
+}
+
+impl fmt::Debug for RenewHandleRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RenewHandleRequest")
+            .field("token", &REDACTED)
+            .field("ttl", &self.ttl)
+            .finish()
+    }
+}
+
+impl fmt::Debug for DescribeHandleRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DescribeHandleRequest").field("token", &REDACTED).finish()
+    }
+}
+
+impl fmt::Debug for RevokeHandleRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RevokeHandleRequest").field("handle", &self.handle).finish()
+    }
+}
+
+impl fmt::Debug for revoke_handle_request::Handle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Token(_) => f.debug_tuple("Token").field(&REDACTED).finish(),
+            Self::Id(id) => f.debug_tuple("Id").field(id).finish(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TOKEN: &str = "cbh_0123456789012345678901234567890123456789abc";
+
+    #[test]
+    fn no_token_is_printed() {
+        let messages: [&dyn fmt::Debug; 4] = [
+            &IssueHandleResponse { handle: None, token: TOKEN.into(), endpoint: None },
+            &RenewHandleRequest { token: TOKEN.into(), ttl: None },
+            &DescribeHandleRequest { token: TOKEN.into() },
+            &RevokeHandleRequest {
+                handle: Some(revoke_handle_request::Handle::Token(TOKEN.into())),
+            },
+        ];
+        for message in messages {
+            let text = format!("{message:?}");
+            assert!(!text.contains("cbh_"), "{text}");
+            assert!(text.contains(REDACTED), "{text}");
+        }
+    }
+}
