@@ -1,0 +1,188 @@
+//! From what is written to what is meant, for the tables that are not connections or grants.
+
+#![forbid(unsafe_code)]
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::raw::{NameOrId, Raw, Sink};
+use super::{
+    ArenaConfig, AuditConfig, Config, ConfigError, HandleLimits, Limits, Places, connections, file,
+    grants,
+};
+use crate::peer::{Gid, Uid};
+use crate::policy::Selector;
+
+const MINUTE: Duration = Duration::from_secs(60);
+const HOUR: Duration = Duration::from_secs(3600);
+/// Longer spans are mistakes, and could overflow a deadline.
+const LONGEST: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+
+/// Names the file and key that a value came from.
+pub(super) struct At<'a> {
+    pub(super) file: &'a Path,
+    pub(super) key: String,
+}
+
+impl<'a> At<'a> {
+    pub(super) fn new(file: &'a Path, key: impl Into<String>) -> Self {
+        Self { file, key: key.into() }
+    }
+
+    pub(super) fn below(&self, key: &str) -> Self {
+        Self { file: self.file, key: format!("{}.{key}", self.key) }
+    }
+
+    pub(super) fn wrong(&self, message: impl Into<String>) -> ConfigError {
+        ConfigError::Value {
+            file: self.file.to_owned(),
+            key: self.key.clone(),
+            message: message.into(),
+        }
+    }
+
+    pub(super) fn duration(
+        &self,
+        text: Option<&str>,
+        default: Duration,
+    ) -> Result<Duration, ConfigError> {
+        let Some(text) = text else { return Ok(default) };
+        let parsed =
+            humantime::parse_duration(text).ok().filter(|span| !span.is_zero() && *span <= LONGEST);
+        parsed.ok_or_else(|| {
+            self.wrong("is not a span of time: write it as \"30s\", \"10m\" or \"12h\"")
+        })
+    }
+
+    fn size(&self, text: Option<&str>, default: usize) -> Result<usize, ConfigError> {
+        let Some(text) = text else { return Ok(default) };
+        let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+        let (digits, unit) = text.split_at_checked(split).unwrap_or((text, ""));
+        let factor = match unit.trim() {
+            "" | "B" => Some(1),
+            "KiB" => Some(1 << 10),
+            "MiB" => Some(1 << 20),
+            "GiB" => Some(1 << 30),
+            _ => None,
+        };
+        let number = digits.parse::<usize>().ok();
+        let bytes = number
+            .zip(factor)
+            .and_then(|(number, factor): (usize, usize)| number.checked_mul(factor));
+        bytes.ok_or_else(|| self.wrong("is not a size: write it as \"64KiB\" or \"1MiB\""))
+    }
+
+    fn absolute(&self, path: Option<PathBuf>, default: &Path) -> Result<PathBuf, ConfigError> {
+        let path = path.unwrap_or_else(|| default.to_owned());
+        if path.is_absolute() { Ok(path) } else { Err(self.wrong("must be an absolute path")) }
+    }
+
+    fn positive(&self, number: Option<usize>, default: usize) -> Result<usize, ConfigError> {
+        match number {
+            Some(0) => Err(self.wrong("must be at least 1")),
+            number => Ok(number.unwrap_or(default)),
+        }
+    }
+}
+
+pub(super) fn config(raw: Raw, places: &Places) -> Result<Config, ConfigError> {
+    let path = places.config.as_path();
+    let at = |key: &str| At::new(path, key);
+    if let Some(version) = raw.config_version
+        && version != 1
+    {
+        return Err(
+            at("config_version").wrong(format!("is {version} and this broker reads version 1"))
+        );
+    }
+
+    let state_dir = at("broker.state_dir").absolute(raw.broker.state_dir, &places.state_dir)?;
+    let own = Uid::own();
+    let operators = match raw.broker.operators {
+        None => [Uid::from_raw(0), own]
+            .map(|uid| Selector { uid: Some(uid), ..Selector::default() })
+            .into(),
+        Some(given) => grants::selectors(given, &at("broker.operators"))?,
+    };
+    let sinks = raw.audit.sinks.unwrap_or_else(|| vec![Sink::File]);
+    if sinks.is_empty() {
+        return Err(at("audit.sinks")
+            .wrong("must name \"file\" or \"stdout\": without an audit log nothing is granted"));
+    }
+    let audit_path = at("audit.path").absolute(raw.audit.path, &state_dir.join("audit.jsonl"))?;
+
+    let handles = HandleLimits {
+        default_ttl: at("handles.default_ttl")
+            .duration(raw.handles.default_ttl.as_deref(), 30 * MINUTE)?,
+        max_ttl: at("handles.max_ttl").duration(raw.handles.max_ttl.as_deref(), 12 * HOUR)?,
+        max_lifetime: at("handles.max_lifetime")
+            .duration(raw.handles.max_lifetime.as_deref(), 12 * HOUR)?,
+    };
+    if handles.default_ttl > handles.max_ttl {
+        return Err(at("handles.default_ttl").wrong("is longer than handles.max_ttl"));
+    }
+
+    let mut configured = connections::parse(raw.connections, path)?;
+    if let Some(named) = raw.broker.connections_file {
+        let json = path.parent().unwrap_or(Path::new("/")).join(named);
+        for (name, more) in connections::parse(file::read_connections(&json)?.connections, &json)? {
+            let key = format!("connections.{name}");
+            if configured.insert(name, more).is_some() {
+                return Err(At::new(&json, key)
+                    .wrong(format!("is also in {}: keep one of them", path.display())));
+            }
+        }
+    }
+
+    Ok(Config {
+        file: path.to_owned(),
+        runtime_dir: at("broker.runtime_dir")
+            .absolute(raw.broker.runtime_dir, &places.runtime_dir)?,
+        state_dir,
+        socket_group: raw
+            .broker
+            .socket_group
+            .map(|group| gid(group, &at("broker.socket_group")))
+            .transpose()?,
+        drain: at("broker.drain").duration(raw.broker.drain.as_deref(), Duration::from_secs(10))?,
+        allow_own_uid: raw.broker.allow_own_uid.unwrap_or(places.user_mode),
+        arena: ArenaConfig {
+            backend: raw.arena.backend,
+            capacity: at("arena.capacity").size(raw.arena.capacity.as_deref(), 1 << 20)?,
+        },
+        audit: AuditConfig {
+            file: sinks.contains(&Sink::File).then_some(audit_path),
+            stdout: sinks.contains(&Sink::Stdout),
+            durability: raw.audit.durability,
+        },
+        handles,
+        limits: Limits {
+            sessions: at("limits.sessions").positive(raw.limits.sessions, 100)?,
+            rate_per_second: rate(raw.limits.rate_per_second, &at("limits.rate_per_second"))?
+                .unwrap_or(200),
+            queue_timeout: at("limits.queue_timeout")
+                .duration(raw.limits.queue_timeout.as_deref(), Duration::from_secs(1))?,
+            handles: at("limits.handles").positive(raw.limits.handles, 10_000)?,
+        },
+        rules: grants::parse(raw.grants, path, &configured)?,
+        operators,
+        connections: configured,
+    })
+}
+
+pub(super) fn rate(number: Option<u32>, at: &At<'_>) -> Result<Option<u32>, ConfigError> {
+    if number == Some(0) { Err(at.wrong("must be at least 1")) } else { Ok(number) }
+}
+
+pub(super) fn gid(group: NameOrId, at: &At<'_>) -> Result<Gid, ConfigError> {
+    match group {
+        NameOrId::Id(gid) => Ok(Gid::from_raw(gid)),
+        NameOrId::Name(name) => match nix::unistd::Group::from_name(&name) {
+            Ok(Some(group)) => Ok(Gid::from_raw(group.gid.as_raw())),
+            Ok(None) => Err(at.wrong(format!(
+                "there is no group {name:?} on this machine: groupadd it, or give its number"
+            ))),
+            Err(error) => Err(at.wrong(format!("cannot look up the group {name:?}: {error}"))),
+        },
+    }
+}

@@ -1,0 +1,151 @@
+//! The configuration as it is written: serde's mirror of the file, and nothing decided yet.
+
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::Deserialize;
+
+use crate::arena::BackendChoice;
+use crate::audit::Durability;
+use crate::policy::Action;
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Raw {
+    pub(super) config_version: Option<u32>,
+    pub(super) broker: Broker,
+    pub(super) arena: Arena,
+    pub(super) audit: Audit,
+    pub(super) handles: Handles,
+    pub(super) limits: Limits,
+    pub(super) connections: BTreeMap<String, Connection>,
+    pub(super) grants: Vec<Grant>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Broker {
+    pub(super) runtime_dir: Option<PathBuf>,
+    pub(super) state_dir: Option<PathBuf>,
+    pub(super) socket_group: Option<NameOrId>,
+    pub(super) operators: Option<Vec<Selector>>,
+    pub(super) drain: Option<String>,
+    pub(super) allow_own_uid: Option<bool>,
+    pub(super) connections_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Arena {
+    pub(super) backend: BackendChoice,
+    pub(super) capacity: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Audit {
+    pub(super) path: Option<PathBuf>,
+    pub(super) sinks: Option<Vec<Sink>>,
+    pub(super) durability: Durability,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Sink {
+    File,
+    Stdout,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Handles {
+    pub(super) default_ttl: Option<String>,
+    pub(super) max_ttl: Option<String>,
+    pub(super) max_lifetime: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Limits {
+    pub(super) sessions: Option<usize>,
+    pub(super) rate_per_second: Option<u32>,
+    pub(super) queue_timeout: Option<String>,
+    pub(super) handles: Option<usize>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Connection {
+    pub(super) r#type: Option<String>,
+    pub(super) host: Option<String>,
+    pub(super) port: Option<u16>,
+    pub(super) database: Option<String>,
+    pub(super) databases: Vec<String>,
+    pub(super) username: Option<Username>,
+    pub(super) secret: Option<Secret>,
+    pub(super) tls: Option<Tls>,
+    pub(super) startup: Option<Vec<String>>,
+    pub(super) replication: bool,
+    /// `connections.json` only.
+    #[serde(rename = "credentialsEnv")]
+    pub(super) credentials_env: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+pub(super) enum Username {
+    Text(String),
+    File { file: PathBuf },
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Secret {
+    pub(super) file: Option<PathBuf>,
+    pub(super) env: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Tls {
+    pub(super) mode: Option<String>,
+    pub(super) ca_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Grant {
+    pub(super) name: Option<String>,
+    pub(super) peer: Selector,
+    pub(super) connections: Vec<String>,
+    pub(super) may: Vec<Action>,
+    pub(super) redeemers: Vec<Selector>,
+    pub(super) max_ttl: Option<String>,
+    pub(super) max_sessions: Option<usize>,
+    pub(super) rate_per_second: Option<u32>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Selector {
+    pub(super) uid: Option<u32>,
+    pub(super) user: Option<String>,
+    pub(super) gid: Option<u32>,
+    pub(super) group: Option<NameOrId>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+pub(super) enum NameOrId {
+    Id(u32),
+    Name(String),
+}
+
+/// `{"connections": {…}}`, the file that `broker.connections_file` names.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ConnectionsFile {
+    pub(super) connections: BTreeMap<String, Connection>,
+}

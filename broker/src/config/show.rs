@@ -1,0 +1,194 @@
+//! The effective configuration as text: defaults filled in, names resolved, nothing secret.
+
+#![forbid(unsafe_code)]
+
+use std::time::Duration;
+
+use toml::{Table, Value};
+
+use super::Config;
+use crate::connection::{Host, StartupFilter, Tls};
+use crate::policy::{Rule, Selector};
+use crate::source::{SourceKind, UsernameSource};
+
+pub(super) fn toml(config: &Config) -> String {
+    let mut root = Table::new();
+    root.insert("config_version".into(), 1.into());
+    root.insert("broker".into(), broker(config).into());
+    root.insert("arena".into(), arena(config).into());
+    root.insert("audit".into(), audit(config).into());
+    root.insert("handles".into(), handles(config).into());
+    root.insert("limits".into(), limits(config).into());
+    let connections = config
+        .connections
+        .iter()
+        .map(|(name, configured)| (name.to_string(), connection(configured).into()));
+    root.insert("connections".into(), Value::Table(connections.collect()));
+    root.insert(
+        "grants".into(),
+        config.rules.iter().map(|rule| Value::Table(grant(rule))).collect::<Vec<_>>().into(),
+    );
+    // Every value above is one that TOML has.
+    ::toml::to_string(&root).unwrap_or_default()
+}
+
+fn broker(config: &Config) -> Table {
+    let mut table = Table::new();
+    table.insert("runtime_dir".into(), config.runtime_dir.display().to_string().into());
+    table.insert("state_dir".into(), config.state_dir.display().to_string().into());
+    if let Some(gid) = config.socket_group {
+        table.insert("socket_group".into(), number(gid.as_raw()));
+    }
+    table.insert(
+        "operators".into(),
+        config.operators.iter().map(|one| Value::Table(selector(one))).collect::<Vec<_>>().into(),
+    );
+    table.insert("drain".into(), span(config.drain));
+    table.insert("allow_own_uid".into(), config.allow_own_uid.into());
+    table
+}
+
+fn arena(config: &Config) -> Table {
+    let mut table = Table::new();
+    let backend = format!("{:?}", config.arena.backend);
+    let backend = match backend.as_str() {
+        "MemfdSecret" => "memfd_secret",
+        "Memfd" => "memfd",
+        _ => "auto",
+    };
+    table.insert("backend".into(), backend.into());
+    table.insert("capacity".into(), format!("{}B", config.arena.capacity).into());
+    table
+}
+
+fn audit(config: &Config) -> Table {
+    let mut table = Table::new();
+    let mut sinks: Vec<Value> = Vec::new();
+    if let Some(file) = &config.audit.file {
+        table.insert("path".into(), file.display().to_string().into());
+        sinks.push("file".into());
+    }
+    if config.audit.stdout {
+        sinks.push("stdout".into());
+    }
+    table.insert("sinks".into(), sinks.into());
+    table.insert("durability".into(), config.audit.durability.to_string().into());
+    table
+}
+
+fn handles(config: &Config) -> Table {
+    let mut table = Table::new();
+    table.insert("default_ttl".into(), span(config.handles.default_ttl));
+    table.insert("max_ttl".into(), span(config.handles.max_ttl));
+    table.insert("max_lifetime".into(), span(config.handles.max_lifetime));
+    table
+}
+
+fn limits(config: &Config) -> Table {
+    let mut table = Table::new();
+    table.insert("sessions".into(), number(config.limits.sessions));
+    table.insert("rate_per_second".into(), number(config.limits.rate_per_second));
+    table.insert("queue_timeout".into(), span(config.limits.queue_timeout));
+    table.insert("handles".into(), number(config.limits.handles));
+    table
+}
+
+fn connection(configured: &super::ConfiguredConnection) -> Table {
+    let connection = &configured.connection;
+    let mut table = Table::new();
+    table.insert("type".into(), "postgresql".into());
+    let (host, port) = match &connection.host {
+        Host::Tcp { host, port } => (host.clone(), *port),
+        Host::Unix { directory, port } => (directory.display().to_string(), *port),
+    };
+    table.insert("host".into(), host.into());
+    table.insert("port".into(), number(port));
+    table.insert("database".into(), connection.database.clone().into());
+    let databases: Vec<Value> =
+        connection.databases.iter().map(|pattern| pattern.to_string().into()).collect();
+    table.insert("databases".into(), databases.into());
+    match &configured.source.username {
+        UsernameSource::InSecret => {}
+        UsernameSource::Named(name) => drop(table.insert("username".into(), name.clone().into())),
+        UsernameSource::File(file) => {
+            drop(table.insert("username".into(), one("file", file.display().to_string())))
+        }
+    }
+    let secret = match &configured.source.kind {
+        SourceKind::File(file) => one("file", file.display().to_string()),
+        SourceKind::Env(variable) => one("env", variable.clone()),
+    };
+    table.insert("secret".into(), secret);
+    let mut tls = Table::new();
+    match &connection.tls {
+        Tls::Disable => drop(tls.insert("mode".into(), "disable".into())),
+        Tls::VerifyFull { ca_file, .. } => {
+            tls.insert("mode".into(), "verify-full".into());
+            if let Some(file) = ca_file {
+                tls.insert("ca_file".into(), file.display().to_string().into());
+            }
+        }
+    }
+    table.insert("tls".into(), tls.into());
+    let startup: Vec<Value> = match &connection.startup {
+        StartupFilter::Any => vec!["*".into()],
+        StartupFilter::Only(names) => names.iter().map(|name| name.clone().into()).collect(),
+    };
+    table.insert("startup".into(), startup.into());
+    table.insert("replication".into(), connection.replication.into());
+    table
+}
+
+fn grant(rule: &Rule) -> Table {
+    let mut table = Table::new();
+    table.insert("name".into(), rule.name.clone().into());
+    table.insert("peer".into(), selector(&rule.peer).into());
+    let connections: Vec<Value> =
+        rule.connections.iter().map(|pattern| pattern.to_string().into()).collect();
+    table.insert("connections".into(), connections.into());
+    table.insert(
+        "may".into(),
+        rule.actions
+            .iter()
+            .map(|action| Value::from(action.to_string()))
+            .collect::<Vec<_>>()
+            .into(),
+    );
+    if !rule.redeemers.is_empty() {
+        table.insert(
+            "redeemers".into(),
+            rule.redeemers.iter().map(|one| Value::Table(selector(one))).collect::<Vec<_>>().into(),
+        );
+    }
+    if let Some(ttl) = rule.limits.max_ttl {
+        table.insert("max_ttl".into(), span(ttl));
+    }
+    if let Some(sessions) = rule.limits.max_sessions {
+        table.insert("max_sessions".into(), number(sessions));
+    }
+    if let Some(rate) = rule.limits.rate_per_second {
+        table.insert("rate_per_second".into(), number(rate));
+    }
+    table
+}
+
+fn selector(selector: &Selector) -> Table {
+    let parts = [
+        ("uid", selector.uid.map(|uid| uid.as_raw())),
+        ("gid", selector.gid.map(|gid| gid.as_raw())),
+        ("group", selector.group.map(|gid| gid.as_raw())),
+    ];
+    parts.into_iter().filter_map(|(key, id)| Some((key.to_owned(), number(id?)))).collect()
+}
+
+fn one(key: &str, value: String) -> Value {
+    Value::Table(Table::from_iter([(key.to_owned(), value.into())]))
+}
+
+fn span(span: Duration) -> Value {
+    humantime::format_duration(span).to_string().into()
+}
+
+fn number(number: impl TryInto<i64>) -> Value {
+    Value::Integer(number.try_into().unwrap_or(i64::MAX))
+}

@@ -1,0 +1,231 @@
+//! A connection: the named destination that a credential is bound to by configuration. A caller
+//! names it and chooses nothing of where it leads.
+
+#![forbid(unsafe_code)]
+
+use std::borrow::Borrow;
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
+use serde::Serialize;
+
+use crate::policy::Pattern;
+
+/// The name of a connection, as configuration gives it: `[A-Za-z0-9][A-Za-z0-9_.-]{0,62}`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(transparent)]
+pub struct ConnectionName(Arc<str>);
+
+impl ConnectionName {
+    /// Longest name in bytes: what PostgreSQL keeps of a user name.
+    pub const MAX_LEN: usize = 63;
+
+    /// `None` when `text` is not a name.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let mut bytes = text.bytes();
+        let good = text.len() <= Self::MAX_LEN
+            && bytes.next().is_some_and(|first| first.is_ascii_alphanumeric())
+            && bytes.all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte));
+        good.then(|| Self(text.into()))
+    }
+
+    /// The name.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for ConnectionName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl Borrow<str> for ConnectionName {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
+
+/// A destination: everything about it but the credential.
+#[derive(Debug)]
+pub struct Connection {
+    pub(crate) name: ConnectionName,
+    pub(crate) host: Host,
+    /// What an absent database means.
+    pub(crate) database: String,
+    /// Other databases that a client may ask for.
+    pub(crate) databases: Vec<Pattern>,
+    pub(crate) tls: Tls,
+    pub(crate) startup: StartupFilter,
+    pub(crate) replication: bool,
+}
+
+/// Where the server is.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Host {
+    /// A name or an address, and a port.
+    Tcp { host: String, port: u16 },
+    /// The directory of a Unix socket, and the port that its file name carries.
+    Unix { directory: PathBuf, port: u16 },
+}
+
+/// How the link is protected; libpq's names.
+pub(crate) enum Tls {
+    /// Plaintext.
+    Disable,
+    /// The certificate is checked against the roots and the name.
+    VerifyFull { config: Arc<ClientConfig>, name: ServerName<'static>, ca_file: Option<PathBuf> },
+}
+
+/// What a client may set in its startup message.
+#[derive(Debug)]
+pub(crate) enum StartupFilter {
+    Any,
+    Only(Vec<String>),
+}
+
+/// A database that this connection's configuration allows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct AllowedDatabase(String);
+
+impl AllowedDatabase {
+    pub(crate) fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Connection {
+    /// Width and text of the mask never depend on what they hide.
+    const MASK: &str = "****:****";
+
+    /// The destination for people, user and password masked.
+    #[must_use]
+    pub fn masked_target(&self) -> String {
+        match &self.host {
+            Host::Tcp { host, port } if host.contains(':') => {
+                format!("postgresql://{}@[{host}]:{port}/{}", Self::MASK, self.database)
+            }
+            Host::Tcp { host, port } => {
+                format!("postgresql://{}@{host}:{port}/{}", Self::MASK, self.database)
+            }
+            Host::Unix { directory, port } => {
+                format!(
+                    "postgresql://{}@/{}?host={}&port={port}",
+                    Self::MASK,
+                    self.database,
+                    directory.display()
+                )
+            }
+        }
+    }
+
+    /// Whether what passes could be read on the network.
+    pub(crate) fn is_plaintext_tcp(&self) -> bool {
+        matches!((&self.host, &self.tls), (Host::Tcp { .. }, Tls::Disable))
+    }
+
+    /// The database that a client gets for what it asked: absent, or the connection's own name,
+    /// mean the configured one.
+    pub(crate) fn database(&self, asked: Option<&str>) -> Option<AllowedDatabase> {
+        let name = match asked {
+            None => &self.database,
+            Some(asked) if asked == self.database => asked,
+            Some(asked) if self.databases.iter().any(|pattern| pattern.matches(asked)) => asked,
+            Some(asked) if asked == self.name.as_str() => &self.database,
+            Some(_) => return None,
+        };
+        Some(AllowedDatabase(name.to_owned()))
+    }
+}
+
+impl StartupFilter {
+    /// What libpq and common drivers send, and nothing that changes who a session is.
+    pub(crate) const DEFAULT: &[&str] = &[
+        "application_name",
+        "client_encoding",
+        "DateStyle",
+        "TimeZone",
+        "extra_float_digits",
+        "options",
+        "search_path",
+        "statement_timeout",
+    ];
+
+    /// PostgreSQL compares the names of settings without regard to case.
+    pub(crate) fn allows(&self, parameter: &str) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Only(names) => names.iter().any(|name| name.eq_ignore_ascii_case(parameter)),
+        }
+    }
+}
+
+impl fmt::Debug for Tls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Disable => f.write_str("Disable"),
+            Self::VerifyFull { name, .. } => f.debug_tuple("VerifyFull").field(name).finish(),
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    pub(crate) fn connection(name: &str) -> Connection {
+        Connection {
+            name: ConnectionName::parse(name).unwrap(),
+            host: Host::Tcp { host: "db.internal".into(), port: 5432 },
+            database: "mydb".into(),
+            databases: vec![Pattern::parse("reporting_*").unwrap()],
+            tls: Tls::Disable,
+            startup: StartupFilter::Only(
+                StartupFilter::DEFAULT.iter().map(ToString::to_string).collect(),
+            ),
+            replication: false,
+        }
+    }
+
+    #[test]
+    fn names() {
+        for good in ["main_db", "a", "0", "analytics-eu.1", &"x".repeat(63)] {
+            assert!(ConnectionName::parse(good).is_some(), "{good}");
+        }
+        for bad in ["", "_x", "a b", "a/b", "ä", "a\0", "*", &"x".repeat(64)] {
+            assert!(ConnectionName::parse(bad).is_none(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn databases() {
+        let connection = connection("main_db");
+        let database =
+            |asked| connection.database(asked).map(|allowed| allowed.as_str().to_owned());
+        assert_eq!(database(None).as_deref(), Some("mydb"));
+        assert_eq!(database(Some("mydb")).as_deref(), Some("mydb"));
+        assert_eq!(database(Some("main_db")).as_deref(), Some("mydb"));
+        assert_eq!(database(Some("reporting_2026")).as_deref(), Some("reporting_2026"));
+        assert_eq!(database(Some("postgres")), None);
+        assert_eq!(database(Some("")), None);
+    }
+
+    #[test]
+    fn the_target_shows_neither_user_nor_password() {
+        assert_eq!(connection("x").masked_target(), "postgresql://****:****@db.internal:5432/mydb");
+    }
+
+    #[test]
+    fn startup_parameters_are_compared_without_case() {
+        let connection = connection("x");
+        assert!(connection.startup.allows("timezone"));
+        assert!(!connection.startup.allows("role"));
+        assert!(!connection.startup.allows("session_authorization"));
+    }
+}

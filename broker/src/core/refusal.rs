@@ -1,0 +1,197 @@
+//! Saying no: audited, explained to the operator in the log, and told to the caller without the
+//! explanation.
+
+#![forbid(unsafe_code)]
+
+use std::borrow::Cow;
+use std::time::Duration;
+
+use tracing::info;
+
+use super::Core;
+use crate::audit::{Event, Outcome, Record, Seq};
+use crate::connection::ConnectionName;
+use crate::peer::Peer;
+use crate::policy::Denial;
+
+/// What a caller is told. Each edge words it in its own codes, by an exhaustive match.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Why {
+    /// Denied, or no such connection: the same answer.
+    AccessDenied,
+    /// A field is wrong, and what it must do or be.
+    InvalidRequest { field: &'static str, must: &'static str },
+    /// The handle is unknown, of another peer, or revoked: the same answer.
+    HandleInvalid,
+    /// The caller's own handle has expired.
+    HandleExpired,
+    /// Too many of something.
+    LimitReached(&'static str),
+    /// The broker is shutting down.
+    Draining,
+    /// The database did not answer.
+    UpstreamUnreachable,
+    /// The database refused the credential of this connection.
+    UpstreamRefused(ConnectionName),
+    /// The database did not prove who it is.
+    UpstreamUntrusted,
+    /// The audit log cannot be written.
+    AuditUnavailable,
+    /// The broker does not offer this.
+    Unsupported(&'static str),
+    /// A fault of the broker.
+    Internal(&'static str),
+    /// The process that connected has exited; nobody is there to read the answer.
+    PeerExited,
+}
+
+impl Why {
+    /// The reason as it stands in audit records and on the wire.
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Self::AccessDenied | Self::PeerExited => "ACCESS_DENIED",
+            Self::InvalidRequest { .. } => "INVALID_REQUEST",
+            Self::HandleInvalid => "HANDLE_INVALID",
+            Self::HandleExpired => "HANDLE_EXPIRED",
+            Self::LimitReached(_) => "LIMIT_REACHED",
+            Self::Draining => "DRAINING",
+            Self::UpstreamUnreachable => "UPSTREAM_UNREACHABLE",
+            Self::UpstreamRefused(_) => "UPSTREAM_REFUSED",
+            Self::UpstreamUntrusted => "UPSTREAM_UNTRUSTED",
+            Self::AuditUnavailable => "AUDIT_UNAVAILABLE",
+            Self::Unsupported(_) => "UNSUPPORTED",
+            Self::Internal(_) => "INTERNAL",
+        }
+    }
+
+    /// The sentence for the caller. It names nothing that the caller may not know.
+    fn text(&self) -> Cow<'static, str> {
+        match self {
+            Self::AccessDenied | Self::PeerExited => "access denied, or no such connection".into(),
+            Self::InvalidRequest { field, must } => format!("{field} must {must}").into(),
+            Self::HandleInvalid => "the handle is not valid: ask for a new one".into(),
+            Self::HandleExpired => "the handle has expired: ask for a new one".into(),
+            Self::LimitReached(what) => {
+                format!("the limit on {what} is reached: try again later").into()
+            }
+            Self::Draining => "the broker is shutting down".into(),
+            Self::UpstreamUnreachable => "the database cannot be reached".into(),
+            Self::UpstreamRefused(name) => {
+                format!("the database refused the broker's credential for {name}").into()
+            }
+            Self::UpstreamUntrusted => {
+                "the database did not prove who it is, so nothing was sent to it".into()
+            }
+            Self::AuditUnavailable => {
+                "the audit log cannot be written, so nothing is granted".into()
+            }
+            Self::Unsupported(what) => format!("not supported: {what}").into(),
+            Self::Internal(_) => "the broker met a fault of its own".into(),
+        }
+    }
+
+    /// When it makes sense to try again.
+    pub(crate) fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::LimitReached(_) | Self::UpstreamUnreachable | Self::AuditUnavailable => {
+                Some(Duration::from_secs(1))
+            }
+            Self::Draining => Some(Duration::from_secs(5)),
+            Self::AccessDenied
+            | Self::PeerExited
+            | Self::InvalidRequest { .. }
+            | Self::HandleInvalid
+            | Self::HandleExpired
+            | Self::UpstreamRefused(_)
+            | Self::UpstreamUntrusted
+            | Self::Unsupported(_)
+            | Self::Internal(_) => None,
+        }
+    }
+}
+
+/// A refusal that has been written down; only the core makes one.
+#[must_use]
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Refusal {
+    why: Why,
+    reference: Seq,
+}
+
+impl Refusal {
+    pub(crate) fn why(&self) -> &Why {
+        &self.why
+    }
+
+    /// The audit sequence number.
+    pub(crate) fn reference(&self) -> Seq {
+        self.reference
+    }
+
+    /// What the caller reads: the sentence and the reference.
+    pub(crate) fn message(&self) -> String {
+        format!("{} (ref={})", self.why.text(), self.reference)
+    }
+}
+
+impl Core {
+    /// A denial by policy. The log gets the reason and the nearest grant, the caller neither.
+    pub(super) fn deny(
+        &self,
+        peer: &Peer,
+        connection: Option<&ConnectionName>,
+        denial: &Denial,
+    ) -> Refusal {
+        let mut record =
+            Record::new(Event::AccessDenied, Outcome::Denied).peer(peer).reason(denial.reason);
+        if let Some(connection) = connection {
+            record = record.connection(connection);
+        }
+        let reference = self.shared.audit.always(record);
+        let connection = connection.map_or("-", ConnectionName::as_str);
+        let nearest = denial.nearest.as_deref().unwrap_or("-");
+        info!(
+            "denied ref={reference} uid={} gid={} connection={connection} reason={} nearest={nearest}",
+            peer.uid(),
+            peer.gid(),
+            denial.reason
+        );
+        Refusal { why: Why::AccessDenied, reference }
+    }
+
+    /// A refusal for any other reason.
+    pub(crate) fn refuse(
+        &self,
+        peer: &Peer,
+        connection: Option<&ConnectionName>,
+        why: Why,
+    ) -> Refusal {
+        let mut record =
+            Record::new(Event::AccessDenied, Outcome::Denied).peer(peer).reason(why.name());
+        if let Some(connection) = connection {
+            record = record.connection(connection);
+        }
+        let reference = self.shared.audit.always(record);
+        let connection = connection.map_or("-", ConnectionName::as_str);
+        let detail = match &why {
+            Why::InvalidRequest { field, .. } => field,
+            Why::LimitReached(what) | Why::Unsupported(what) | Why::Internal(what) => what,
+            Why::PeerExited => "the peer has exited",
+            Why::AccessDenied
+            | Why::HandleInvalid
+            | Why::HandleExpired
+            | Why::Draining
+            | Why::UpstreamUnreachable
+            | Why::UpstreamRefused(_)
+            | Why::UpstreamUntrusted
+            | Why::AuditUnavailable => "-",
+        };
+        info!(
+            "refused ref={reference} uid={} gid={} connection={connection} reason={} detail={detail}",
+            peer.uid(),
+            peer.gid(),
+            why.name()
+        );
+        Refusal { why, reference }
+    }
+}

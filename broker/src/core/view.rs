@@ -1,0 +1,92 @@
+//! What a holder or redeemer may see of a handle, and a peer of itself.
+
+#![forbid(unsafe_code)]
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use super::{Core, State};
+use crate::connection::Connection;
+use crate::handle::{Bind, Handle, HandleId};
+use crate::peer::{Peer, Uid};
+use crate::policy::Actions;
+
+/// A handle, described. Never the token: the table has none.
+#[derive(Clone, Debug)]
+pub(crate) struct HandleView {
+    pub(crate) id: HandleId,
+    pub(crate) connection: Arc<Connection>,
+    pub(crate) holder: Uid,
+    pub(crate) redeemer: Option<Uid>,
+    pub(crate) issued: SystemTime,
+    pub(crate) expires: SystemTime,
+    pub(crate) never_after: Option<SystemTime>,
+    pub(crate) uses_left: Option<u32>,
+    pub(crate) subject: String,
+    pub(crate) purpose: String,
+    pub(crate) sessions: usize,
+    pub(crate) bind: Bind,
+}
+
+/// A connection as one peer may see it.
+#[derive(Debug)]
+pub(crate) struct Viewed {
+    pub(crate) connection: Arc<Connection>,
+    pub(crate) actions: Actions,
+    pub(crate) has_credential: bool,
+}
+
+impl State {
+    pub(super) fn view(&self, id: HandleId) -> Option<HandleView> {
+        self.handles.get(id).map(|handle| self.view_of(handle))
+    }
+
+    pub(super) fn view_of(&self, handle: &Handle) -> HandleView {
+        HandleView {
+            id: handle.id,
+            connection: Arc::clone(&handle.connection),
+            holder: handle.holder.uid(),
+            redeemer: handle.redeemer,
+            issued: handle.issued_at,
+            expires: handle.wall(handle.expires),
+            never_after: handle.never_after.map(|moment| handle.wall(moment)),
+            uses_left: handle.uses_left,
+            subject: handle.subject.clone(),
+            purpose: handle.purpose.clone(),
+            sessions: self.sessions.count_of_handle(handle.id),
+            bind: handle.bind,
+        }
+    }
+}
+
+impl Core {
+    /// The connections on which `peer` may do anything, by name.
+    pub(crate) fn connections_of(&self, peer: &Peer) -> Vec<Viewed> {
+        let all = self.shared.connections.values();
+        let seen = all.filter_map(|connection| {
+            let actions = self.shared.policy.actions(peer, &connection.name);
+            let has_credential = self.shared.credentials.of(&connection.name).is_some();
+            (!actions.is_empty()).then(|| Viewed {
+                connection: Arc::clone(connection),
+                actions,
+                has_credential,
+            })
+        });
+        seen.collect()
+    }
+
+    /// What a peer should know about its own isolation.
+    pub(crate) fn warnings_for(&self, peer: &Peer) -> Vec<String> {
+        let mut warnings = Vec::new();
+        if peer.uid() == Uid::own() {
+            warnings.push("you run with the broker's own uid: between you and its secrets there is no boundary".to_owned());
+        }
+        if peer.uid() == Uid::OVERFLOW {
+            warnings.push(
+                "your uid is not mapped in the broker's user namespace, so no grant can match you"
+                    .to_owned(),
+            );
+        }
+        warnings
+    }
+}

@@ -1,0 +1,151 @@
+//! The one flow by which a client comes in through a door, whatever it speaks.
+//!
+//! Identity is there before the first byte (the `Peer`). Then, in this order and no other:
+//! admission by policy → the handle's token → [`Core::open`] (handle, limits, registry, audit) →
+//! the server, with the credential that only an [`Opening`] lends → [`Opening::commit`] → the
+//! one message that tells the client it is in, which takes the permit that only commit makes.
+//! A cut that lands anywhere in between ends the login.
+
+#![forbid(unsafe_code)]
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+use crate::core::{Admitted, Core, Opening, Permit, Refusal, Session, Why};
+use crate::handle::TokenHash;
+use crate::peer::Peer;
+
+/// What a client asks for in its own protocol's words.
+#[derive(Debug)]
+pub(crate) struct Asked<'a> {
+    /// The name of a connection, as typed.
+    pub(crate) connection: &'a str,
+    /// The database, as typed.
+    pub(crate) database: Option<&'a str>,
+}
+
+/// Why a login through the server failed.
+#[derive(Debug)]
+pub(crate) enum UpstreamFault {
+    /// A refusal in the broker's words, and the word for the audit record.
+    Ours { reason: &'static str, why: Why },
+    /// The proven server's own words, for the client.
+    Theirs(Vec<u8>),
+}
+
+/// A protocol, as far as the flow needs to know.
+pub(crate) trait Protocol: Send {
+    /// An authenticated link to the server.
+    type Upstream: Send;
+
+    /// What the client asked for.
+    fn asked(&self) -> Asked<'_>;
+
+    /// What must be refused in the request itself, once it is known which connection it is for.
+    fn objection(&self, opening: &Opening) -> Option<Why>;
+
+    /// Asks for the handle's token. `None` when the client sends something else.
+    fn ask_token(&mut self) -> impl Future<Output = io::Result<Option<TokenHash>>> + Send;
+
+    /// Logs in to the server with the opening's credential.
+    fn log_in(
+        &mut self,
+        opening: &Opening,
+    ) -> impl Future<Output = Result<Self::Upstream, UpstreamFault>> + Send;
+
+    /// A duplicate of the authenticated socket, for cutting.
+    fn duplicate(upstream: &Self::Upstream) -> io::Result<OwnedFd>;
+
+    /// Tells the client that it is in. The permit is spent.
+    fn welcome(
+        &mut self,
+        permit: Permit,
+        session: &Session,
+        upstream: &mut Self::Upstream,
+    ) -> impl Future<Output = io::Result<()>> + Send;
+
+    /// Tells the client that it is not, and why.
+    fn refuse(&mut self, refusal: &Refusal) -> impl Future<Output = ()> + Send;
+
+    /// Passes on the server's own words.
+    fn pass_on(&mut self, error: &[u8]) -> impl Future<Output = ()> + Send;
+}
+
+/// Leads a client in. `None` when it was refused, which it has been told, or has gone away.
+pub(crate) async fn login<P: Protocol>(
+    core: &Core,
+    peer: &Peer,
+    client: &mut P,
+) -> Option<(Session, P::Upstream)> {
+    let opening = match open(core, peer, client).await {
+        Ok(opening) => opening?,
+        Err(refusal) => {
+            client.refuse(&refusal).await;
+            return None;
+        }
+    };
+    if let Some(why) = client.objection(&opening) {
+        let refusal = opening.fail("invalid_request", why);
+        client.refuse(&refusal).await;
+        return None;
+    }
+
+    let answer = tokio::select! {
+        biased;
+        reason = opening.cut() => Err(reason),
+        answer = client.log_in(&opening) => Ok(answer),
+    };
+    let mut upstream = match answer {
+        Ok(Ok(upstream)) => upstream,
+        Ok(Err(UpstreamFault::Theirs(error))) => {
+            opening.server_said_no();
+            client.pass_on(&error).await;
+            return None;
+        }
+        Ok(Err(UpstreamFault::Ours { reason, why })) => {
+            let refusal = opening.fail(reason, why);
+            client.refuse(&refusal).await;
+            return None;
+        }
+        Err(reason) => {
+            let refusal = opening.fail_cut(reason);
+            client.refuse(&refusal).await;
+            return None;
+        }
+    };
+
+    let committed = match P::duplicate(&upstream) {
+        Ok(socket) => opening.commit(socket),
+        Err(_out_of_descriptors) => {
+            Err(opening.fail("internal", Why::Internal("no descriptor left")))
+        }
+    };
+    match committed {
+        Ok((session, permit)) => {
+            client.welcome(permit, &session, &mut upstream).await.ok()?;
+            Some((session, upstream))
+        }
+        Err(refusal) => {
+            client.refuse(&refusal).await;
+            None
+        }
+    }
+}
+
+/// Admission, token, opening. `Ok(None)` when the client has gone away.
+async fn open<P: Protocol>(
+    core: &Core,
+    peer: &Peer,
+    client: &mut P,
+) -> Result<Option<Opening>, Refusal> {
+    let admission = core.admit(peer, client.asked().connection)?;
+    let token = match &admission.asks {
+        Admitted::Ambient(_) => None,
+        Admitted::WithHandle => match client.ask_token().await {
+            Ok(token) => token,
+            Err(_gone) => return Ok(None),
+        },
+    };
+    let Asked { database, .. } = client.asked();
+    core.open(peer, admission, token, database).await.map(Some)
+}

@@ -1,0 +1,202 @@
+//! The Postgres door: any client of protocol 3 connects to a Unix socket, names a connection as
+//! its user, gives a handle's token as its password, and is from then on talking to the server.
+
+#![forbid(unsafe_code)]
+
+use std::time::Duration;
+
+use tokio::time::timeout;
+use tracing::debug;
+
+use self::backend::Authenticated;
+use self::codec::Frames;
+use self::frontend::{Opened, greet};
+use self::stop::Server;
+use crate::core::{Closing, Core};
+use crate::door::login::login;
+use crate::door::relay::{End, Watcher, relay};
+use crate::door::{Lobby, Waiting};
+use crate::peer::{Accepted, Accepting, Peer};
+use crate::session::CutReason;
+
+mod backend;
+mod cancel;
+mod codec;
+mod frontend;
+mod scram;
+mod sqlstate;
+mod stop;
+
+pub(crate) use self::cancel::Cancels;
+
+/// For a client to say what it wants, and again to give its token.
+const STARTUP_WITHIN: Duration = Duration::from_secs(5);
+
+/// Serves the door until `core` drains.
+pub(crate) async fn serve(listener: Accepting, core: Core) {
+    let (lobby, cancels) = (Lobby::new(), Cancels::default());
+    loop {
+        let Accepted { stream, peer } = tokio::select! {
+            () = core.draining() => return,
+            accepted = listener.accept() => accepted,
+        };
+        let Some(place) = lobby.enter(peer.uid()) else {
+            debug!(uid = %peer.uid(), "closed a connection: too many unfinished logins");
+            continue;
+        };
+        let (core, cancels) = (core.clone(), cancels.clone());
+        core.clone().tasks().spawn(async move {
+            match timeout(STARTUP_WITHIN, greet(stream)).await {
+                Ok(Ok(Opened::Client(client))) => {
+                    client_session(core, cancels, peer, *client, place).await
+                }
+                Ok(Ok(Opened::Cancel(key))) => {
+                    if let Some(session) = core.session_of(&peer, key) {
+                        cancels.cancel(session).await;
+                    }
+                }
+                Ok(Err(error)) => {
+                    debug!(uid = %peer.uid(), %error, "a client ended before it said what it wants")
+                }
+                Err(_elapsed) => {
+                    debug!(uid = %peer.uid(), "a client did not say what it wants in time")
+                }
+            }
+        });
+    }
+}
+
+/// From a startup message to the end of the session.
+async fn client_session(
+    core: Core,
+    cancels: Cancels,
+    peer: Peer,
+    mut client: frontend::Frontend,
+    place: Waiting,
+) {
+    let Some((session, upstream)) = login(&core, &peer, &mut client).await else { return };
+    drop(place);
+    let Authenticated { mut stream, remote, mut prelude } = upstream;
+    let server = Server { remote, key: prelude.take_key() };
+    drop(prelude);
+    let _cancellable =
+        server.key.as_ref().map(|key| cancels.register(session.id(), &server.remote, key));
+
+    let mut watcher = Conversation::default();
+    let (end, carried) =
+        relay(&mut client.stream, &mut stream, &mut watcher, session.cut(), sqlstate::cut).await;
+    // The client's socket dies first, then the link, then whatever the server still does.
+    drop(client);
+    drop(stream);
+    if watcher.server_busy() {
+        server.stop(&session).await;
+    }
+    let reason = match end {
+        End::Client if watcher.client_said_goodbye() => "client_terminated",
+        End::Client => "client_gone",
+        End::Server => "server_closed",
+        End::Broken => "link_broken",
+        End::Cut(CutReason::Revoked) => "revoked",
+        End::Cut(CutReason::Expired) => "expired",
+        End::Cut(CutReason::HolderExited) => "holder_exited",
+        End::Cut(CutReason::Draining) => "draining",
+    };
+    session.close(Closing {
+        reason,
+        from_client: carried.from_client,
+        from_server: carried.from_server,
+    });
+}
+
+/// What a relay keeps count of in protocol 3 (documentation, 55.2).
+#[derive(Debug, Default)]
+struct Conversation {
+    client: Frames,
+    server: Frames,
+    /// Query, Sync and FunctionCall, each of which the server ends with one ReadyForQuery.
+    asked: u64,
+    answered: u64,
+    /// Something was sent that the server may work on before the next of those.
+    unsynced: bool,
+    goodbye: bool,
+}
+
+impl Watcher for Conversation {
+    fn from_client(&mut self, bytes: &[u8]) {
+        let Self { client, asked, unsynced, goodbye, .. } = self;
+        client.advance(bytes, |tag| match tag {
+            b'Q' | b'S' | b'F' => {
+                *asked += 1;
+                *unsynced = false;
+            }
+            b'X' => *goodbye = true,
+            _ => *unsynced = true,
+        });
+    }
+
+    fn from_server(&mut self, bytes: &[u8]) {
+        let Self { server, answered, .. } = self;
+        server.advance(bytes, |tag| *answered += u64::from(tag == b'Z'));
+    }
+
+    fn client_at_boundary(&self) -> bool {
+        self.server.at_boundary()
+    }
+
+    fn server_busy(&self) -> bool {
+        self.asked != self.answered || self.unsynced || !self.client.at_boundary()
+    }
+
+    fn client_said_goodbye(&self) -> bool {
+        self.goodbye
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::door::wire::Writer;
+
+    fn message(tag: u8) -> Vec<u8> {
+        Writer::tagged(tag).bytes(b"body").finish()
+    }
+
+    #[test]
+    fn the_server_is_busy_until_each_question_has_its_answer() {
+        let mut conversation = Conversation::default();
+        assert!(!conversation.server_busy());
+        conversation.from_client(&[message(b'Q'), message(b'Q')].concat());
+        conversation.from_server(&message(b'Z'));
+        assert!(conversation.server_busy(), "one of two pipelined queries is answered");
+        conversation.from_server(&[message(b'D'), message(b'C'), message(b'Z')].concat());
+        assert!(!conversation.server_busy());
+    }
+
+    #[test]
+    fn an_execute_without_sync_is_work_too() {
+        let mut conversation = Conversation::default();
+        conversation
+            .from_client(&[message(b'P'), message(b'B'), message(b'E'), message(b'H')].concat());
+        assert!(conversation.server_busy());
+        conversation.from_client(&message(b'S'));
+        conversation.from_server(&message(b'Z'));
+        assert!(!conversation.server_busy());
+    }
+
+    #[test]
+    fn half_a_message_is_not_a_boundary() {
+        let mut conversation = Conversation::default();
+        let row = message(b'D');
+        conversation.from_server(&row[..7]);
+        assert!(!conversation.client_at_boundary());
+        conversation.from_server(&row[7..]);
+        assert!(conversation.client_at_boundary());
+    }
+
+    #[test]
+    fn goodbye_is_heard() {
+        let mut conversation = Conversation::default();
+        conversation.from_client(b"X\0\0\0\x04");
+        assert!(conversation.client_said_goodbye() && !conversation.server_busy());
+    }
+}

@@ -1,0 +1,232 @@
+//! The client's side of a Postgres login: its first messages, the password that is a handle's
+//! token, and the answers.
+
+#![forbid(unsafe_code)]
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::UnixStream;
+use tracing::{info, warn};
+use zeroize::{Zeroize as _, Zeroizing};
+
+use super::backend::{Authenticated, LoginFault, LoginRequest, log_in};
+use super::codec::{self, BadStartup, First, Startup};
+use super::sqlstate;
+use crate::core::{Opening, Permit, Refusal, Session, Why};
+use crate::door::login::{Asked, Protocol, UpstreamFault};
+use crate::handle::TokenHash;
+use crate::session::ClientKey;
+use crate::upstream::{DialError, Link};
+
+/// SSLRequest and GSSENCRequest, and each only once by an honest client.
+const MAX_ENCRYPTION_REQUESTS: usize = 2;
+
+/// A client that has said what it wants.
+#[derive(Debug)]
+pub(super) struct Frontend {
+    pub(super) stream: UnixStream,
+    startup: Startup,
+}
+
+/// What a client turned out to be.
+#[derive(Debug)]
+pub(super) enum Opened {
+    Client(Box<Frontend>),
+    Cancel(ClientKey),
+}
+
+/// Reads until the client has said what it wants. The caller bounds the time.
+pub(super) async fn greet(mut stream: UnixStream) -> io::Result<Opened> {
+    for _ in 0..=MAX_ENCRYPTION_REQUESTS {
+        let mut announced = [0; 4];
+        stream.read_exact(&mut announced).await?;
+        let first = match codec::startup_len(announced) {
+            Ok(len) => {
+                let mut body = vec![0; len - announced.len()];
+                stream.read_exact(&mut body).await?;
+                codec::first(&body)
+            }
+            Err(bad) => Err(bad),
+        };
+        match first {
+            // Exactly the request was read, so nothing that follows can pass for protected.
+            Ok(First::Encryption) => stream.write_all(b"N").await?,
+            Ok(First::Cancel(key)) => return Ok(Opened::Cancel(key)),
+            Ok(First::Startup(startup)) => {
+                if startup.must_negotiate() {
+                    stream.write_all(&codec::negotiate(&startup.options)).await?;
+                }
+                return Ok(Opened::Client(Box::new(Frontend { stream, startup })));
+            }
+            Err(bad) => {
+                let (message, hint) = bad_startup(bad);
+                stream.write_all(&codec::fatal("08P01", message, Some(hint))).await?;
+                return Err(io::Error::new(io::ErrorKind::InvalidData, message));
+            }
+        }
+    }
+    Err(io::Error::new(io::ErrorKind::InvalidData, "asks for encryption again and again"))
+}
+
+fn bad_startup(bad: BadStartup) -> (&'static str, &'static str) {
+    match bad {
+        BadStartup::Length => (
+            "invalid length of startup packet",
+            "It must have 8 to 10000 bytes, and no TLS of its own.",
+        ),
+        BadStartup::Version => ("unsupported frontend protocol", "Speak protocol 3.0."),
+        BadStartup::Malformed => (
+            "invalid startup packet layout",
+            "Names and values end in a NUL; an empty name ends them.",
+        ),
+        BadStartup::NoUser => {
+            ("no user name in the startup packet", "Give the name of a connection as the user.")
+        }
+    }
+}
+
+impl Frontend {
+    /// What the server is told: everything the client set, under the connection's filter, but
+    /// not who it is.
+    fn objection_to(&self, opening: &Opening) -> Option<Why> {
+        let connection = opening.connection();
+        if let Some(replication) = &self.startup.replication
+            && !connection.replication
+            && !is_false(replication)
+        {
+            return Some(Why::Unsupported(
+                "replication (set replication = true for the connection)",
+            ));
+        }
+        let refused =
+            self.startup.parameters.iter().any(|(name, _)| !connection.startup.allows(name));
+        refused.then_some(Why::InvalidRequest {
+            field: "startup parameters",
+            must: "be among those that the connection's `startup` key allows",
+        })
+    }
+
+    fn parameters(&self) -> Vec<(String, String)> {
+        let mut parameters = self.startup.parameters.clone();
+        if let Some(replication) =
+            self.startup.replication.as_ref().filter(|value| !is_false(value))
+        {
+            parameters.push(("replication".to_owned(), replication.clone()));
+        }
+        parameters
+    }
+
+    async fn password(&mut self) -> io::Result<Option<TokenHash>> {
+        self.stream.write_all(&codec::ask_cleartext_password()).await?;
+        let mut header = [0; 5];
+        self.stream.read_exact(&mut header).await?;
+        let [tag, length @ ..] = header;
+        let length = usize::try_from(u32::from_be_bytes(length)).unwrap_or(usize::MAX);
+        if tag != b'p' || !(4..=codec::MAX_PASSWORD).contains(&length) {
+            return Ok(None);
+        }
+        let mut body = Zeroizing::new(vec![0; length - 4]);
+        self.stream.read_exact(&mut body).await?;
+        let hash = codec::password(&body).ok().and_then(TokenHash::of);
+        body.zeroize();
+        Ok(hash)
+    }
+}
+
+impl Protocol for Frontend {
+    type Upstream = Authenticated;
+
+    fn asked(&self) -> Asked<'_> {
+        Asked { connection: &self.startup.user, database: self.startup.database.as_deref() }
+    }
+
+    fn objection(&self, opening: &Opening) -> Option<Why> {
+        self.objection_to(opening)
+    }
+
+    async fn ask_token(&mut self) -> io::Result<Option<TokenHash>> {
+        // The whole of what a client does before it is let in is timed, and this is part of it.
+        match tokio::time::timeout(super::STARTUP_WITHIN, self.password()).await {
+            Ok(answer) => answer,
+            Err(_elapsed) => Err(io::ErrorKind::TimedOut.into()),
+        }
+    }
+
+    async fn log_in(&mut self, opening: &Opening) -> Result<Authenticated, UpstreamFault> {
+        let connection = opening.connection();
+        let parameters = self.parameters();
+        let request = LoginRequest {
+            credential: opening.credential(),
+            database: opening.database().as_str(),
+            parameters: &parameters,
+        };
+        let answer = match Link::dial(connection).await {
+            Ok(link) => log_in(link, request).await,
+            Err(error) => Err(error.into()),
+        };
+        answer.map_err(|fault| upstream_fault(fault, opening))
+    }
+
+    fn duplicate(upstream: &Authenticated) -> io::Result<OwnedFd> {
+        upstream.stream.duplicate()
+    }
+
+    async fn welcome(
+        &mut self,
+        _permit: Permit,
+        session: &Session,
+        upstream: &mut Authenticated,
+    ) -> io::Result<()> {
+        self.stream.write_all(&upstream.prelude.for_client(session.client_key())).await
+    }
+
+    async fn refuse(&mut self, refusal: &Refusal) {
+        // A client that does not read the answer loses it.
+        let _ = self.stream.try_write(&sqlstate::refusal(refusal));
+        let _ = self.stream.shutdown().await;
+    }
+
+    async fn pass_on(&mut self, error: &[u8]) {
+        let _ = self.stream.try_write(error);
+        let _ = self.stream.shutdown().await;
+    }
+}
+
+/// What went wrong, for the log in full and for the client in our words.
+fn upstream_fault(fault: LoginFault, opening: &Opening) -> UpstreamFault {
+    let connection = &opening.connection().name;
+    let (reason, why) = match fault {
+        LoginFault::Server { sqlstate, message } => {
+            info!(%connection, sqlstate, "the server ended a login");
+            return UpstreamFault::Theirs(message);
+        }
+        LoginFault::Dial(DialError::Untrusted(source)) => {
+            warn!(%connection, %source, "the server failed to prove its name by TLS");
+            ("upstream_untrusted", Why::UpstreamUntrusted)
+        }
+        LoginFault::Dial(DialError::Unreachable(source)) | LoginFault::Link(source) => {
+            warn!(%connection, %source, "the server cannot be reached");
+            ("upstream_unreachable", Why::UpstreamUnreachable)
+        }
+        LoginFault::Untrusted(what) => {
+            warn!(%connection, what, "the server cannot be trusted");
+            ("upstream_untrusted", Why::UpstreamUntrusted)
+        }
+        LoginFault::Refused(sqlstate) => {
+            warn!(%connection, sqlstate, "the server refuses the broker's credential");
+            ("upstream_refused", Why::UpstreamRefused(connection.clone()))
+        }
+        LoginFault::Unproven(sqlstate) => {
+            warn!(%connection, sqlstate, "the server ended a login before it proved itself");
+            ("upstream_unreachable", Why::UpstreamUnreachable)
+        }
+    };
+    UpstreamFault::Ours { reason, why }
+}
+
+/// As the server reads a boolean setting.
+fn is_false(value: &str) -> bool {
+    ["0", "off", "no", "false", "f", "n"].iter().any(|word| word.eq_ignore_ascii_case(value))
+}

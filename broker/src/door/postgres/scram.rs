@@ -1,0 +1,281 @@
+//! SCRAM-SHA-256 (RFC 5802, RFC 7677), client half, from a password in the arena.
+//!
+//! All that computes with the secret is [`prove`]: one synchronous function, run so that the
+//! stack and the vector registers it used are wiped afterwards. What leaves it is the proof,
+//! which goes on the wire, and the signature that the server must show, which is no secret.
+
+#![forbid(unsafe_code)]
+
+use std::num::NonZeroU32;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use ring::rand::{SecureRandom as _, SystemRandom};
+use ring::{digest, hmac, pbkdf2};
+use subtle::ConstantTimeEq as _;
+use zeroize::{Zeroize as _, Zeroizing};
+
+use crate::credential::Credential;
+use crate::sys;
+
+pub(super) const MECHANISM: &str = "SCRAM-SHA-256";
+/// RFC 5802 §7: no channel binding, no authorization identity.
+const GS2_HEADER: &str = "n,,";
+/// `c=` of the final message: the header in base64.
+const CHANNEL: &str = "biws";
+/// Fewer iterations invite offline guessing of what goes on the wire.
+const MIN_ITERATIONS: u32 = 4096;
+/// More are an attack on the broker's processor (CVE-2026-42198).
+const MAX_ITERATIONS: u32 = 100_000;
+/// Servers send 18 to 32 bytes of nonce and 16 to 64 of salt.
+const MAX_SERVER_FIRST: usize = 2048;
+
+const SHA256_LEN: usize = digest::SHA256_OUTPUT_LEN;
+
+/// What a server did that no honest one does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ScramFault {
+    /// The message is not one of RFC 5802.
+    Malformed,
+    /// The nonce is not an extension of ours.
+    Nonce,
+    /// Too few iterations, or too many.
+    Iterations,
+    /// The server does not know the password.
+    Signature,
+    /// The server reports an error.
+    Refused,
+    /// The kernel gave no random bytes.
+    NoRandomness,
+}
+
+/// The first message is sent; the server's is awaited.
+#[derive(Debug)]
+pub(super) struct ClientFirst {
+    bare: String,
+    nonce: String,
+}
+
+/// The challenge, checked; the proof can be computed.
+#[derive(Debug)]
+pub(super) struct Challenge {
+    auth_message: String,
+    without_proof: String,
+    salt: Vec<u8>,
+    iterations: NonZeroU32,
+}
+
+/// The proof is sent; the server must now show that it knows the password too.
+#[derive(Debug)]
+pub(super) struct Proof {
+    pub(super) message: Vec<u8>,
+    expected: ServerSignature,
+}
+
+/// What only a server that knows the password can send.
+#[derive(Debug)]
+pub(super) struct ServerSignature([u8; SHA256_LEN]);
+
+/// Proof that the server knows the password; made by checking its signature and by nothing else.
+#[derive(Debug)]
+pub(super) struct ServerProven(());
+
+impl ClientFirst {
+    pub(super) fn random() -> Result<Self, ScramFault> {
+        let mut nonce = [0; 18];
+        SystemRandom::new().fill(&mut nonce).map_err(|_unspecified| ScramFault::NoRandomness)?;
+        Ok(Self::with_nonce(BASE64.encode(nonce)))
+    }
+
+    fn with_nonce(nonce: String) -> Self {
+        // PostgreSQL takes the user from the startup message and ignores this one.
+        Self { bare: format!("n=,r={nonce}"), nonce }
+    }
+
+    pub(super) fn message(&self) -> Vec<u8> {
+        format!("{GS2_HEADER}{}", self.bare).into_bytes()
+    }
+
+    /// Reads `r=…,s=…,i=…`.
+    pub(super) fn challenged(self, server_first: &[u8]) -> Result<Challenge, ScramFault> {
+        if server_first.len() > MAX_SERVER_FIRST {
+            return Err(ScramFault::Malformed);
+        }
+        let server_first =
+            std::str::from_utf8(server_first).map_err(|_not_text| ScramFault::Malformed)?;
+        let mut attributes = server_first.split(',');
+        let mut attribute = |name: &str| {
+            attributes.next().and_then(|text| text.strip_prefix(name)).ok_or(ScramFault::Malformed)
+        };
+        let (nonce, salt, iterations) = (attribute("r=")?, attribute("s=")?, attribute("i=")?);
+
+        let added = nonce.strip_prefix(&*self.nonce).ok_or(ScramFault::Nonce)?;
+        if added.is_empty() || !added.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Err(ScramFault::Nonce);
+        }
+        let salt = BASE64.decode(salt).map_err(|_not_base64| ScramFault::Malformed)?;
+        if salt.is_empty()
+            || iterations.is_empty()
+            || !iterations.bytes().all(|byte| byte.is_ascii_digit())
+        {
+            return Err(ScramFault::Malformed);
+        }
+        let iterations = iterations.parse().map_err(|_too_many| ScramFault::Iterations)?;
+        if !(MIN_ITERATIONS..=MAX_ITERATIONS).contains(&iterations) {
+            return Err(ScramFault::Iterations);
+        }
+        let iterations = NonZeroU32::new(iterations).ok_or(ScramFault::Iterations)?;
+        let without_proof = format!("c={CHANNEL},r={nonce}");
+        let auth_message = format!("{},{server_first},{without_proof}", self.bare);
+        Ok(Challenge { auth_message, without_proof, salt, iterations })
+    }
+}
+
+impl Challenge {
+    /// Computes the proof from the password in the arena. Takes milliseconds of processor time:
+    /// call it where it holds nobody up.
+    pub(super) fn prove(self, credential: &Credential) -> Proof {
+        let (mut proof, signature) = sys::leaving_no_residue(|| {
+            credential.password().expose(|password| self.compute(password))
+        });
+        let mut message = self.without_proof.into_bytes();
+        message.extend_from_slice(b",p=");
+        message.extend_from_slice(BASE64.encode(proof).as_bytes());
+        proof.zeroize();
+        Proof { message, expected: ServerSignature(signature) }
+    }
+
+    /// RFC 5802 §3. Everything in here but the two results is as good as the password.
+    fn compute(&self, password: &[u8]) -> ([u8; SHA256_LEN], [u8; SHA256_LEN]) {
+        let prepared = sasl_prepared(password);
+        let password = prepared.as_ref().map_or(password, |text| text.as_bytes());
+        let mut salted = Zeroizing::new([0; SHA256_LEN]);
+        pbkdf2::derive(
+            pbkdf2::PBKDF2_HMAC_SHA256,
+            self.iterations,
+            &self.salt,
+            password,
+            &mut *salted,
+        );
+        let salted_key = hmac::Key::new(hmac::HMAC_SHA256, &*salted);
+
+        let mut client_key = Zeroizing::new([0; SHA256_LEN]);
+        client_key.copy_from_slice(hmac::sign(&salted_key, b"Client Key").as_ref());
+        let stored_key = digest::digest(&digest::SHA256, &*client_key);
+        let stored = hmac::Key::new(hmac::HMAC_SHA256, stored_key.as_ref());
+        let client_signature = hmac::sign(&stored, self.auth_message.as_bytes());
+
+        let mut proof = [0; SHA256_LEN];
+        for ((proof, key), signature) in
+            proof.iter_mut().zip(&*client_key).zip(client_signature.as_ref())
+        {
+            *proof = key ^ signature;
+        }
+
+        let server_key = hmac::sign(&salted_key, b"Server Key");
+        let server = hmac::Key::new(hmac::HMAC_SHA256, server_key.as_ref());
+        let mut signature = [0; SHA256_LEN];
+        signature.copy_from_slice(hmac::sign(&server, self.auth_message.as_bytes()).as_ref());
+        (proof, signature)
+    }
+}
+
+impl ServerSignature {
+    /// Reads `v=…` and compares. Until this has succeeded nothing that the server says is believed.
+    pub(super) fn check(&self, server_final: &[u8]) -> Result<ServerProven, ScramFault> {
+        if server_final.starts_with(b"e=") {
+            return Err(ScramFault::Refused);
+        }
+        let encoded = server_final.strip_prefix(b"v=").ok_or(ScramFault::Malformed)?;
+        let encoded = encoded.split(|byte| *byte == b',').next().unwrap_or_default();
+        let shown = BASE64.decode(encoded).map_err(|_not_base64| ScramFault::Malformed)?;
+        let same = bool::from(shown.as_slice().ct_eq(&self.0));
+        if same { Ok(ServerProven(())) } else { Err(ScramFault::Signature) }
+    }
+}
+
+impl Proof {
+    pub(super) fn into_parts(self) -> (Vec<u8>, ServerSignature) {
+        (self.message, self.expected)
+    }
+}
+
+/// RFC 4013, as the server prepared the password: text in its normal form, and whatever cannot
+/// be prepared as it is. `None` when that is the password itself.
+fn sasl_prepared(password: &[u8]) -> Option<Zeroizing<String>> {
+    if password.is_ascii() && !password.iter().any(u8::is_ascii_control) {
+        return None;
+    }
+    let text = std::str::from_utf8(password).ok()?;
+    stringprep::saslprep(text).ok().map(|prepared| Zeroizing::new(prepared.into_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arena::{Arena, BackendChoice};
+
+    fn credential(password: &str) -> Credential {
+        let arena = Arena::map(BackendChoice::Auto, 64 * 1024).unwrap();
+        let mut slot = arena.allocate(password.len()).unwrap();
+        slot.fill(|bytes| bytes.copy_from_slice(password.as_bytes()));
+        Credential::new("user".into(), slot)
+    }
+
+    /// RFC 7677 §3, with its user name in place of the empty one that PostgreSQL wants.
+    #[test]
+    fn a_known_exchange() {
+        let first = ClientFirst {
+            bare: "n=user,r=rOprNGfwEbeRWgbNEkqO".into(),
+            nonce: "rOprNGfwEbeRWgbNEkqO".into(),
+        };
+        assert_eq!(first.message(), b"n,,n=user,r=rOprNGfwEbeRWgbNEkqO");
+        let challenge = first
+            .challenged(b"r=rOprNGfwEbeRWgbNEkqO%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0,s=W22ZaJ0SNY7soEsUEjb6gQ==,i=4096")
+            .unwrap();
+        let proof = challenge.prove(&credential("pencil"));
+        assert_eq!(
+            proof.message,
+            b"c=biws,r=rOprNGfwEbeRWgbNEkqO%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0,p=dHzbZapWIk4jUhN+Ute9ytag9zjfMHgsqmmiz7AndVQ="
+        );
+        let (_, expected) = proof.into_parts();
+        assert!(expected.check(b"v=6rriTRBi23WpRR/wtup+mMhUZUn/dB5nLTJRsjl95G4=").is_ok());
+        assert_eq!(
+            expected.check(b"v=7rriTRBi23WpRR/wtup+mMhUZUn/dB5nLTJRsjl95G4=").unwrap_err(),
+            ScramFault::Signature
+        );
+        assert_eq!(expected.check(b"v=").unwrap_err(), ScramFault::Signature);
+        assert_eq!(expected.check(b"e=invalid-proof").unwrap_err(), ScramFault::Refused);
+        assert_eq!(expected.check(b"").unwrap_err(), ScramFault::Malformed);
+    }
+
+    #[test]
+    fn challenges_that_no_honest_server_sends() {
+        let challenge = |text: &str| {
+            ClientFirst::with_nonce("abc".into()).challenged(text.as_bytes()).unwrap_err()
+        };
+        assert_eq!(challenge("r=abc,s=c2FsdA==,i=4096"), ScramFault::Nonce);
+        assert_eq!(challenge("r=xbcd,s=c2FsdA==,i=4096"), ScramFault::Nonce);
+        assert_eq!(challenge("r=abcd,s=c2FsdA==,i=4095"), ScramFault::Iterations);
+        assert_eq!(challenge("r=abcd,s=c2FsdA==,i=1000000000"), ScramFault::Iterations);
+        assert_eq!(challenge("r=abcd,s=c2FsdA==,i=99999999999999999999"), ScramFault::Iterations);
+        assert_eq!(challenge("r=abcd,s=c2FsdA==,i=+4096"), ScramFault::Malformed);
+        assert_eq!(challenge("r=abcd,s=,i=4096"), ScramFault::Malformed);
+        assert_eq!(challenge("r=abcd,s=!!!,i=4096"), ScramFault::Malformed);
+        assert_eq!(challenge("m=ext,r=abcd,s=c2FsdA==,i=4096"), ScramFault::Malformed);
+        assert_eq!(challenge(""), ScramFault::Malformed);
+        assert_eq!(
+            challenge(&format!("r=abc{},s=c2FsdA==,i=4096", "x".repeat(3000))),
+            ScramFault::Malformed
+        );
+    }
+
+    #[test]
+    fn passwords_are_prepared_as_the_server_does() {
+        assert!(sasl_prepared(b"plain ascii").is_none());
+        assert_eq!(sasl_prepared("I\u{00AD}X".as_bytes()).unwrap().as_str(), "IX");
+        assert_eq!(sasl_prepared("\u{00AA}".as_bytes()).unwrap().as_str(), "a");
+        assert!(sasl_prepared(b"\xff\xfe").is_none(), "not text: taken as it is");
+        assert!(sasl_prepared(b"tab\t").is_none(), "a prohibited character: taken as it is");
+    }
+}

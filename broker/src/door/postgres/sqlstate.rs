@@ -1,0 +1,44 @@
+//! The one place where a refusal gets its SQLSTATE.
+
+#![forbid(unsafe_code)]
+
+use super::codec;
+use crate::core::{Refusal, Why};
+use crate::session::CutReason;
+
+/// `terminating connection due to administrator command`: what drivers know as a cut.
+const ADMIN_SHUTDOWN: &str = "57P01";
+
+/// The refusal as a fatal ErrorResponse.
+pub(super) fn refusal(refusal: &Refusal) -> Vec<u8> {
+    codec::fatal(code(refusal.why()), &refusal.message(), None)
+}
+
+/// The end of a live session as a fatal ErrorResponse.
+pub(super) fn cut(reason: CutReason) -> Vec<u8> {
+    let message = match reason {
+        CutReason::Revoked => "terminating connection: the handle was revoked",
+        CutReason::Expired => "terminating connection: the handle has expired",
+        CutReason::HolderExited => {
+            "terminating connection: the process that held the handle has exited"
+        }
+        CutReason::Draining => "terminating connection: the broker is shutting down",
+    };
+    codec::fatal(ADMIN_SHUTDOWN, message, None)
+}
+
+fn code(why: &Why) -> &'static str {
+    match why {
+        Why::AccessDenied | Why::PeerExited => "28000",
+        Why::InvalidRequest { .. } => "08P01",
+        Why::HandleInvalid | Why::HandleExpired => "28P01",
+        Why::LimitReached(_) => "53300",
+        Why::Draining => "57P03",
+        Why::UpstreamUnreachable
+        | Why::UpstreamRefused(_)
+        | Why::UpstreamUntrusted
+        | Why::AuditUnavailable => "08006",
+        Why::Unsupported(_) => "0A000",
+        Why::Internal(_) => "XX000",
+    }
+}

@@ -1,0 +1,221 @@
+//! All handles, by token hash and by name: plain data, no clock, no lock. The core keeps it and
+//! the session registry under one mutex.
+
+#![forbid(unsafe_code)]
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use super::{Handle, HandleId, TokenHash};
+use crate::connection::ConnectionName;
+use crate::peer::{PeerId, Uid};
+
+/// How long an expired handle is remembered, so that its own holder learns why it fails.
+pub(crate) const REMEMBERED: Duration = Duration::from_secs(600);
+
+/// Whether a handle still gives a right.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Standing {
+    Live,
+    /// Remembered only.
+    Expired,
+}
+
+/// Why a token gives no right.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum HandleFault {
+    /// Unknown, of another peer, or revoked: nobody can tell which.
+    Invalid,
+    /// Expired; told to its own holder and redeemer only.
+    Expired,
+}
+
+/// A holder has as many handles on a connection as it may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct TableFull;
+
+#[derive(Debug, Default)]
+pub(crate) struct Table {
+    handles: HashMap<HandleId, Handle>,
+    by_token: HashMap<TokenHash, HandleId>,
+    tokens: HashMap<HandleId, TokenHash>,
+    /// Live handles of a holder's uid on a connection.
+    counts: HashMap<(Uid, ConnectionName), usize>,
+}
+
+impl Table {
+    /// Adds a live handle unless its holder has `limit` on that connection already.
+    pub(crate) fn insert(
+        &mut self,
+        token: TokenHash,
+        handle: Handle,
+        limit: usize,
+    ) -> Result<(), TableFull> {
+        let count = self.counts.entry(owner(&handle)).or_default();
+        if *count >= limit {
+            return Err(TableFull);
+        }
+        *count += 1;
+        self.by_token.insert(token, handle.id);
+        self.tokens.insert(handle.id, token);
+        self.handles.insert(handle.id, handle);
+        Ok(())
+    }
+
+    /// The live handle of a token, if `may` says that the caller may know of it.
+    pub(crate) fn find(
+        &mut self,
+        token: TokenHash,
+        now: Instant,
+        may: impl FnOnce(&Handle) -> bool,
+    ) -> Result<&mut Handle, HandleFault> {
+        let handle = self.by_token.get(&token).and_then(|id| self.handles.get_mut(id));
+        let handle = handle.filter(|handle| may(handle)).ok_or(HandleFault::Invalid)?;
+        // The clock decides, not the queue: a timer that is late gives nobody more time.
+        if handle.standing == Standing::Expired || handle.expires <= now {
+            return Err(HandleFault::Expired);
+        }
+        Ok(handle)
+    }
+
+    pub(crate) fn get(&self, id: HandleId) -> Option<&Handle> {
+        self.handles.get(&id)
+    }
+
+    /// Forgets a handle altogether.
+    pub(crate) fn remove(&mut self, id: HandleId) -> Option<Handle> {
+        let handle = self.handles.remove(&id)?;
+        if let Some(token) = self.tokens.remove(&id) {
+            self.by_token.remove(&token);
+        }
+        if handle.standing == Standing::Live {
+            self.uncount(&handle);
+        }
+        Some(handle)
+    }
+
+    /// Ends a handle whose time has come, and remembers that it was. `None` when it is not live.
+    pub(crate) fn expire(&mut self, id: HandleId) -> Option<&Handle> {
+        let handle =
+            self.handles.get_mut(&id).filter(|handle| handle.standing == Standing::Live)?;
+        handle.standing = Standing::Expired;
+        let owner = owner(handle);
+        self.uncount_owner(&owner);
+        self.handles.get(&id)
+    }
+
+    /// Live handles, in no order.
+    pub(crate) fn live(&self) -> impl Iterator<Item = &Handle> {
+        self.handles.values().filter(|handle| handle.standing == Standing::Live)
+    }
+
+    /// Live handles that were issued to one connection of a peer.
+    pub(crate) fn held_by(&self, peer: PeerId) -> impl Iterator<Item = &Handle> {
+        self.live().filter(move |handle| handle.holder.id() == peer)
+    }
+
+    fn uncount(&mut self, handle: &Handle) {
+        self.uncount_owner(&owner(handle));
+    }
+
+    fn uncount_owner(&mut self, owner: &(Uid, ConnectionName)) {
+        if let Some(count) = self.counts.get_mut(owner) {
+            *count -= 1;
+            if *count == 0 {
+                self.counts.remove(owner);
+            }
+        }
+    }
+}
+
+fn owner(handle: &Handle) -> (Uid, ConnectionName) {
+    (handle.holder.uid(), handle.connection.name.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::SystemTime;
+
+    use super::*;
+    use crate::connection::tests::connection;
+    use crate::handle::{Bind, Token};
+    use crate::peer::Peer;
+
+    fn handle(uid: u32, now: Instant) -> (TokenHash, Handle) {
+        let handle = Handle {
+            id: HandleId::random().unwrap(),
+            connection: Arc::new(connection("main_db")),
+            holder: Peer::dangerous_for_test(uid, uid, &[]),
+            redeemer: None,
+            subject: String::new(),
+            purpose: String::new(),
+            bind: Bind::None,
+            issued: now,
+            issued_at: SystemTime::UNIX_EPOCH,
+            ttl: Duration::from_secs(60),
+            expires: now + Duration::from_secs(60),
+            never_after: None,
+            uses_left: None,
+            max_sessions: None,
+            standing: Standing::Live,
+        };
+        (Token::random().unwrap().hash(), handle)
+    }
+
+    #[test]
+    fn a_foreign_token_is_as_unknown_as_none() {
+        let (mut table, now) = (Table::default(), Instant::now());
+        let (token, mine) = handle(10, now);
+        table.insert(token, mine, 10).unwrap();
+        let other = Uid::from_raw(11);
+        let (unknown, _) = handle(10, now);
+        assert_eq!(table.find(token, now, |h| h.concerns(other)).err(), Some(HandleFault::Invalid));
+        assert_eq!(table.find(unknown, now, |_| true).err(), Some(HandleFault::Invalid));
+        assert!(table.find(token, now, |h| h.concerns(Uid::from_raw(10))).is_ok());
+    }
+
+    #[test]
+    fn the_clock_decides_before_the_timer_does() {
+        let (mut table, now) = (Table::default(), Instant::now());
+        let (token, mine) = handle(10, now);
+        let id = mine.id;
+        table.insert(token, mine, 10).unwrap();
+        let later = now + Duration::from_secs(60);
+        assert_eq!(table.find(token, later, |_| true).err(), Some(HandleFault::Expired));
+        assert!(table.expire(id).is_some());
+        assert!(table.expire(id).is_none(), "once");
+        assert_eq!(table.find(token, now, |_| true).err(), Some(HandleFault::Expired));
+        table.remove(id);
+        assert_eq!(table.find(token, now, |_| true).err(), Some(HandleFault::Invalid));
+    }
+
+    #[test]
+    fn the_limit_counts_live_handles_only() {
+        let (mut table, now) = (Table::default(), Instant::now());
+        let ids: Vec<_> = (0..3)
+            .map(|_| {
+                let (token, mine) = handle(10, now);
+                let id = mine.id;
+                table.insert(token, mine, 3).unwrap();
+                id
+            })
+            .collect();
+        let insert = |table: &mut Table, uid| {
+            let (token, more) = handle(uid, now);
+            table.insert(token, more, 3)
+        };
+        assert_eq!(insert(&mut table, 10), Err(TableFull));
+        assert_eq!(insert(&mut table, 11), Ok(()));
+        table.expire(ids[0]);
+        assert_eq!(insert(&mut table, 10), Ok(()));
+        table.remove(ids[0]);
+        assert_eq!(
+            insert(&mut table, 10),
+            Err(TableFull),
+            "an expired handle is not counted twice"
+        );
+        table.remove(ids[1]);
+        assert_eq!(insert(&mut table, 10), Ok(()));
+    }
+}

@@ -1,0 +1,107 @@
+//! Landlock: the files and ports that a broker needs, and no others, whatever its code is made
+//! to do.
+
+#![forbid(unsafe_code)]
+
+use std::path::{Path, PathBuf};
+use std::{fmt, io};
+
+use landlock::{
+    ABI, Access as _, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible as _, NetPort,
+    PathBeneath, PathFd, Ruleset, RulesetAttr as _, RulesetCreated, RulesetCreatedAttr as _,
+    RulesetStatus,
+};
+
+/// What stays open.
+#[derive(Debug, Default)]
+pub(crate) struct Paths {
+    /// Directories to write in: state, audit, runtime.
+    pub(crate) write: Vec<PathBuf>,
+    /// Files and directories to read.
+    pub(crate) read: Vec<PathBuf>,
+    /// TCP ports of databases.
+    pub(crate) connect: Vec<u16>,
+}
+
+/// How much the kernel enforces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Enforced {
+    Fully,
+    Partially,
+    Not,
+}
+
+impl fmt::Display for Enforced {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Fully => "on",
+            Self::Partially => "partial",
+            Self::Not => "unavailable",
+        })
+    }
+}
+
+/// What name resolution and TLS read: glibc's resolver opens its files anew, and loads modules
+/// that nsswitch.conf names.
+const SYSTEM_READ: &[&str] = &[
+    "/etc/resolv.conf",
+    "/etc/hosts",
+    "/etc/host.conf",
+    "/etc/nsswitch.conf",
+    "/etc/gai.conf",
+    "/etc/services",
+    "/etc/ld.so.cache",
+    "/etc/localtime",
+    "/run/systemd/resolve",
+    "/lib",
+    "/lib64",
+    "/usr/lib",
+    "/usr/lib64",
+    "/dev/urandom",
+    "/dev/null",
+    "/proc/self",
+    "/sys/fs/cgroup",
+];
+
+/// DNS answers that do not fit a datagram come over TCP.
+const DNS: u16 = 53;
+
+pub(super) fn restrict(paths: &Paths) -> io::Result<Enforced> {
+    // The newest rules this code was written against; older kernels enforce what they know.
+    let abi = ABI::V5;
+    let read = AccessFs::from_read(abi);
+    let created = Ruleset::default()
+        .set_compatibility(CompatLevel::BestEffort)
+        .handle_access(AccessFs::from_all(abi))
+        .and_then(|rules| rules.handle_access(AccessNet::from_all(abi)))
+        .and_then(Ruleset::create)
+        .map_err(io::Error::other)?;
+    let mut rules = created;
+    for path in &paths.write {
+        rules = allow(rules, path, AccessFs::from_all(abi) & !AccessFs::Execute)?;
+    }
+    for path in paths.read.iter().map(PathBuf::as_path).chain(SYSTEM_READ.iter().map(Path::new)) {
+        rules = allow(rules, path, read)?;
+    }
+    for port in paths.connect.iter().copied().chain([DNS]) {
+        rules =
+            rules.add_rule(NetPort::new(port, AccessNet::ConnectTcp)).map_err(io::Error::other)?;
+    }
+    let status = rules.restrict_self().map_err(io::Error::other)?;
+    Ok(match status.ruleset {
+        RulesetStatus::FullyEnforced => Enforced::Fully,
+        RulesetStatus::PartiallyEnforced => Enforced::Partially,
+        RulesetStatus::NotEnforced => Enforced::Not,
+    })
+}
+
+/// What is not there needs no rule.
+fn allow(
+    rules: RulesetCreated,
+    path: &Path,
+    access: BitFlags<AccessFs>,
+) -> io::Result<RulesetCreated> {
+    let Ok(fd) = PathFd::new(path) else { return Ok(rules) };
+    let access = if path.is_dir() { access } else { access & AccessFs::from_file(ABI::V5) };
+    rules.add_rule(PathBeneath::new(fd, access)).map_err(io::Error::other)
+}

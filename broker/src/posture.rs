@@ -1,0 +1,114 @@
+//! What this machine gives a broker: said by `credbrokerd posture`, at start, and in the first
+//! audit record.
+
+#![forbid(unsafe_code)]
+
+use std::fmt;
+use std::os::unix::net::UnixStream;
+
+use rustix::process::{Resource, getrlimit};
+
+use crate::arena::{self, Arena, Backend};
+use crate::config::Config;
+use crate::harden::Sandbox;
+use crate::peer;
+
+/// The facts that security rests on, as found and not as hoped for.
+#[derive(Debug)]
+pub(crate) struct Posture {
+    pub(crate) arena: arena::Posture,
+    pub(crate) memlock: Option<u64>,
+    pub(crate) pidfd: bool,
+    /// Present once it is in force.
+    pub(crate) sandbox: Option<Sandbox>,
+    pub(crate) own_uid_allowed: bool,
+    /// Connections whose link is not protected by TLS although it leaves the machine's sockets.
+    pub(crate) plaintext: Vec<String>,
+    /// Connections whose secret came through the broker's environment.
+    pub(crate) from_environment: Vec<String>,
+}
+
+impl Posture {
+    pub(crate) fn find(config: &Config, arena: &Arena) -> Self {
+        let pidfd = UnixStream::pair().is_ok_and(|(ours, _theirs)| peer::pidfd_is_supported(&ours));
+        let names = |which: fn(&crate::config::ConfiguredConnection) -> bool| {
+            let picked = config.connections.iter().filter(|(_, configured)| which(configured));
+            picked.map(|(name, _)| name.to_string()).collect()
+        };
+        Self {
+            arena: arena.posture(),
+            memlock: getrlimit(Resource::Memlock).current,
+            pidfd,
+            sandbox: None,
+            own_uid_allowed: config.allow_own_uid,
+            plaintext: names(|configured| configured.connection.is_plaintext_tcp()),
+            from_environment: names(|configured| configured.source.is_environment()),
+        }
+    }
+
+    /// One line each, for the audit record.
+    pub(crate) fn facts(&self) -> Vec<(&'static str, String)> {
+        let mut facts = vec![
+            ("arena", self.arena.backend.to_string()),
+            ("arena_bytes", self.arena.capacity.to_string()),
+            ("pidfd", if self.pidfd { "available" } else { "unavailable" }.to_owned()),
+            ("boundary", if self.own_uid_allowed { "none" } else { "uid" }.to_owned()),
+        ];
+        if let Some(sandbox) = self.sandbox {
+            facts.push(("sandbox", sandbox.to_string()));
+        }
+        if !self.plaintext.is_empty() {
+            facts.push(("plaintext_tcp", self.plaintext.join(" ")));
+        }
+        if !self.from_environment.is_empty() {
+            facts.push(("secrets_from_environment", self.from_environment.join(" ")));
+        }
+        facts
+    }
+}
+
+impl fmt::Display for Posture {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let arena = &self.arena;
+        writeln!(f, "arena      {} bytes in {}", arena.capacity, arena.backend)?;
+        if arena.capacity < arena.wanted {
+            writeln!(f, "           {} were asked for; RLIMIT_MEMLOCK caps it", arena.wanted)?;
+        }
+        match arena.backend {
+            Backend::MemfdSecret => {
+                writeln!(f, "           not even the kernel's own mappings show it")?
+            }
+            Backend::Memfd => {
+                writeln!(f, "           locked and not dumped; root can still read it")?
+            }
+        }
+        match self.memlock {
+            Some(limit) => writeln!(f, "memlock    {limit} bytes")?,
+            None => writeln!(f, "memlock    unlimited")?,
+        }
+        match self.pidfd {
+            true => writeln!(f, "pidfd      available: the exit of a bound process is seen")?,
+            false => writeln!(
+                f,
+                "pidfd      unavailable: no handle can be bound to a process (Linux 6.5 has it)"
+            )?,
+        }
+        match self.own_uid_allowed {
+            true => writeln!(
+                f,
+                "boundary   none: peers with the broker's own uid are let in, and could read its memory"
+            )?,
+            false => writeln!(f, "boundary   uid: peers with the broker's own uid are refused")?,
+        }
+        if let Some(sandbox) = self.sandbox {
+            writeln!(f, "sandbox    {sandbox}")?;
+        }
+        for name in &self.plaintext {
+            writeln!(f, "plaintext  {name}: what its sessions say can be read on the way")?;
+        }
+        for name in &self.from_environment {
+            writeln!(f, "env secret {name}: whoever started the broker has it too")?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,121 @@
+//! The gRPC edge: decode, call a verb of the core, encode. It decides nothing.
+//!
+//! Each accepted connection gets services of its own, made with its [`Peer`]: a handler without
+//! an identity cannot be written.
+
+#![forbid(unsafe_code)]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use credbroker_proto::v1::handle_service_server::HandleServiceServer;
+use hyper::server::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+use tonic::service::Routes;
+use tonic_health::ServingStatus;
+use tonic_health::pb::health_server::{Health, HealthServer};
+use tonic_health::server::HealthReporter;
+use tonic_reflection::server::Builder as Reflection;
+use tracing::{debug, warn};
+
+use self::handles::Handles;
+use crate::core::Core;
+use crate::peer::{Accepted, Accepting, Peer};
+
+mod convert;
+mod handles;
+mod status;
+
+/// What the health service knows the handle service as.
+const HANDLE_SERVICE: &str = "credbroker.v1.HandleService";
+/// Open connections over all peers.
+const MAX_CONNECTIONS: usize = 1024;
+/// Requests at once on one connection.
+const MAX_STREAMS: u32 = 64;
+/// Longest message in either direction that a request is made of.
+const MAX_MESSAGE: usize = 64 * 1024;
+/// Longest header block.
+const MAX_HEADERS: u32 = 16 * 1024;
+/// A peer that does not answer a ping for this long is gone.
+const KEEP_ALIVE: Duration = Duration::from_secs(60);
+/// For requests that are being answered when the broker shuts down.
+const FINISH_WITHIN: Duration = Duration::from_secs(5);
+
+/// Serves `broker.sock` until `core` drains.
+pub(crate) async fn serve<H: Health>(listener: Accepting, core: Core, health: HealthServer<H>) {
+    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        let accepted = tokio::select! {
+            () = core.draining() => return,
+            accepted = listener.accept() => accepted,
+        };
+        let Accepted { stream, peer } = accepted;
+        let Ok(slot) = Arc::clone(&slots).try_acquire_owned() else {
+            warn!(uid = %peer.uid(), "closed a connection: {MAX_CONNECTIONS} are open already");
+            continue;
+        };
+        let Some(routes) = routes(&core, &peer, health.clone()) else { continue };
+        let core = core.clone();
+        core.clone().tasks().spawn(async move {
+            let _slot = slot;
+            let mut server = http2::Builder::new(TokioExecutor::new());
+            server
+                .timer(TokioTimer::new())
+                .max_concurrent_streams(MAX_STREAMS)
+                .max_header_list_size(MAX_HEADERS)
+                .keep_alive_interval(KEEP_ALIVE)
+                .keep_alive_timeout(KEEP_ALIVE);
+            let connection =
+                server.serve_connection(TokioIo::new(stream), TowerToHyperService::new(routes));
+            tokio::pin!(connection);
+            let ended = tokio::select! {
+                ended = connection.as_mut() => ended,
+                () = core.draining() => {
+                    connection.as_mut().graceful_shutdown();
+                    timeout(FINISH_WITHIN, connection.as_mut()).await.unwrap_or(Ok(()))
+                }
+            };
+            if let Err(error) = ended {
+                debug!(uid = %peer.uid(), %error, "a gRPC connection ended badly");
+            }
+        });
+    }
+}
+
+fn routes<H: Health>(core: &Core, peer: &Peer, health: HealthServer<H>) -> Option<Routes> {
+    let handles = HandleServiceServer::new(Handles::new(core.clone(), peer.clone()))
+        .max_decoding_message_size(MAX_MESSAGE)
+        .max_encoding_message_size(16 * MAX_MESSAGE);
+    let reflection = Reflection::configure()
+        .register_encoded_file_descriptor_set(credbroker_proto::FILE_DESCRIPTOR_SET)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .build_v1();
+    match reflection {
+        Ok(reflection) => Some(Routes::new(handles).add_service(health).add_service(reflection)),
+        Err(error) => {
+            warn!(%error, "the descriptors of the contract cannot be read");
+            None
+        }
+    }
+}
+
+/// Keeps the health service's state by what the core says of itself.
+pub(crate) async fn run_health(core: Core, reporter: HealthReporter) {
+    let mut tick = tokio::time::interval(Duration::from_secs(1));
+    loop {
+        tokio::select! {
+            _ = tick.tick() => {}
+            () = core.draining() => {}
+        }
+        let status =
+            if core.is_serving() { ServingStatus::Serving } else { ServingStatus::NotServing };
+        reporter.set_service_status("", status).await;
+        reporter.set_service_status(HANDLE_SERVICE, status).await;
+        if core.is_draining() {
+            return;
+        }
+    }
+}

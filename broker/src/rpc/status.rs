@@ -1,0 +1,68 @@
+//! The one place where a refusal gets its gRPC code.
+
+#![forbid(unsafe_code)]
+
+use std::collections::HashMap;
+
+use credbroker_proto::ERROR_DOMAIN;
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt as _};
+
+use crate::core::{Refusal, Why};
+
+/// The refusal, with its reason and reference where programs find them.
+pub(super) fn refused(refusal: &Refusal) -> Status {
+    let why = refusal.why();
+    let mut metadata = HashMap::from([("ref".to_owned(), refusal.reference().to_string())]);
+    if let Why::InvalidRequest { field, .. } = why {
+        metadata.insert("field".to_owned(), (*field).to_owned());
+    }
+    let mut details = ErrorDetails::with_error_info(why.name(), ERROR_DOMAIN, metadata);
+    if let Some(after) = why.retry_after() {
+        details.set_retry_info(Some(after));
+    }
+    Status::with_error_details(code(why), refusal.message(), details)
+}
+
+fn code(why: &Why) -> Code {
+    match why {
+        Why::AccessDenied | Why::PeerExited => Code::PermissionDenied,
+        Why::InvalidRequest { .. } => Code::InvalidArgument,
+        Why::HandleInvalid => Code::NotFound,
+        Why::HandleExpired | Why::UpstreamUntrusted => Code::FailedPrecondition,
+        Why::LimitReached(_) => Code::ResourceExhausted,
+        Why::Draining | Why::UpstreamUnreachable | Why::AuditUnavailable => Code::Unavailable,
+        Why::Unsupported(_) => Code::Unimplemented,
+        Why::UpstreamRefused(_) | Why::Internal(_) => Code::Internal,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_name_is_in_the_contract() {
+        let all = [
+            Why::AccessDenied,
+            Why::InvalidRequest { field: "ttl", must: "be" },
+            Why::HandleInvalid,
+            Why::HandleExpired,
+            Why::LimitReached("sessions"),
+            Why::Draining,
+            Why::UpstreamUnreachable,
+            Why::UpstreamUntrusted,
+            Why::AuditUnavailable,
+            Why::Unsupported("x"),
+            Why::Internal("x"),
+            Why::PeerExited,
+        ];
+        for why in all {
+            assert!(
+                credbroker_proto::v1::Reason::from_wire_name(why.name()).is_some(),
+                "{}",
+                why.name()
+            );
+        }
+    }
+}

@@ -1,0 +1,299 @@
+//! The registry of sessions: what is open or being opened, and how it is cut.
+//!
+//! A session is entered as `opening` under the same lock that spends the handle's use, and
+//! becomes live only through [`Registry::commit`], under that lock too. So whatever takes a
+//! right away finds every session that was opened under it, and one that is being opened just
+//! then fails to commit.
+
+#![forbid(unsafe_code)]
+
+use std::collections::HashMap;
+use std::fmt;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use rustix::net::{Shutdown, shutdown};
+use tokio_util::sync::CancellationToken;
+
+use crate::connection::ConnectionName;
+use crate::handle::HandleId;
+use crate::peer::Uid;
+
+/// Names a session in logs and audit records: `ses_` and a number, unique for one start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct SessionId(u64);
+
+impl fmt::Display for SessionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ses_{}", self.0)
+    }
+}
+
+/// Why a session was ended by the broker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum CutReason {
+    /// Its handle was revoked.
+    Revoked,
+    /// Its handle expired.
+    Expired,
+    /// Its handle was bound to a process that exited.
+    HolderExited,
+    /// The broker shuts down.
+    Draining,
+}
+
+impl fmt::Display for CutReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Revoked => "revoked",
+            Self::Expired => "expired",
+            Self::HolderExited => "holder_exited",
+            Self::Draining => "draining",
+        })
+    }
+}
+
+/// Ends one session, from anywhere, at once.
+#[derive(Debug, Default)]
+pub(crate) struct Cut {
+    reason: OnceLock<CutReason>,
+    fired: CancellationToken,
+    ended: CancellationToken,
+    /// A duplicate of the authenticated socket to the server, once there is one.
+    upstream: Mutex<Option<OwnedFd>>,
+}
+
+impl Cut {
+    /// Marks the session. Called under the registry's lock, so that commit sees it.
+    fn mark(&self, reason: CutReason) {
+        let _ = self.reason.set(reason);
+    }
+
+    /// The first step of a cut: from here on nothing that the client sent reaches the server.
+    /// Then wakes the relay, which does the rest.
+    pub(crate) fn fire(&self) {
+        if let Some(socket) = &*self.upstream.lock().unwrap_or_else(PoisonError::into_inner) {
+            // Fails only when the server was faster.
+            let _ = shutdown(socket, Shutdown::Both);
+        }
+        self.fired.cancel();
+    }
+
+    /// Returns when the session is to end.
+    pub(crate) async fn fired(&self) -> CutReason {
+        self.fired.cancelled().await;
+        self.reason.get().copied().unwrap_or(CutReason::Revoked)
+    }
+
+    /// Returns when the session has ended: its client's socket closed and the server stopped.
+    pub(crate) async fn ended(&self) {
+        self.ended.cancelled().await;
+    }
+}
+
+/// What a client may cancel a query with: made by the broker, never the server's own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct ClientKey {
+    pub(crate) pid: u32,
+    pub(crate) secret: [u8; 4],
+}
+
+/// Under what right a session is opened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Owner {
+    pub(crate) uid: Uid,
+    pub(crate) connection: ConnectionName,
+    /// Absent for ambient sessions.
+    pub(crate) handle: Option<HandleId>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    owner: Owner,
+    cut: Arc<Cut>,
+    /// Present when live.
+    key: Option<ClientKey>,
+}
+
+/// All sessions: plain data, no lock of its own.
+#[derive(Debug, Default)]
+pub(crate) struct Registry {
+    next: u64,
+    sessions: HashMap<SessionId, Entry>,
+    by_key: HashMap<ClientKey, SessionId>,
+    by_owner: HashMap<(Uid, ConnectionName), usize>,
+    by_handle: HashMap<HandleId, usize>,
+}
+
+/// The session was marked to be cut before it was live.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct CutMeanwhile(pub(crate) CutReason);
+
+impl Registry {
+    /// Enters a session that is being opened.
+    pub(crate) fn enter(&mut self, owner: Owner) -> (SessionId, Arc<Cut>) {
+        self.next += 1;
+        let id = SessionId(self.next);
+        let cut = Arc::new(Cut::default());
+        *self.by_owner.entry((owner.uid, owner.connection.clone())).or_default() += 1;
+        if let Some(handle) = owner.handle {
+            *self.by_handle.entry(handle).or_default() += 1;
+        }
+        self.sessions.insert(id, Entry { owner, cut: Arc::clone(&cut), key: None });
+        (id, cut)
+    }
+
+    /// Makes an opening session live, unless something cut it meanwhile. `upstream` is what a
+    /// cut shuts down from now on.
+    pub(crate) fn commit(
+        &mut self,
+        id: SessionId,
+        key: ClientKey,
+        upstream: OwnedFd,
+    ) -> Result<(), CutMeanwhile> {
+        let Some(entry) = self.sessions.get_mut(&id) else {
+            return Err(CutMeanwhile(CutReason::Revoked));
+        };
+        if let Some(reason) = entry.cut.reason.get() {
+            return Err(CutMeanwhile(*reason));
+        }
+        *entry.cut.upstream.lock().unwrap_or_else(PoisonError::into_inner) = Some(upstream);
+        entry.key = Some(key);
+        self.by_key.insert(key, id);
+        Ok(())
+    }
+
+    /// Forgets a session, when it has ended.
+    pub(crate) fn leave(&mut self, id: SessionId) {
+        let Some(entry) = self.sessions.remove(&id) else { return };
+        if let Some(key) = entry.key {
+            self.by_key.remove(&key);
+        }
+        uncount(&mut self.by_owner, &(entry.owner.uid, entry.owner.connection));
+        if let Some(handle) = entry.owner.handle {
+            uncount(&mut self.by_handle, &handle);
+        }
+        entry.cut.ended.cancel();
+    }
+
+    /// Marks every session that `which` picks and gives back what to fire, outside the lock.
+    #[must_use]
+    pub(crate) fn mark(
+        &mut self,
+        reason: CutReason,
+        which: impl Fn(&Owner) -> bool,
+    ) -> Vec<Arc<Cut>> {
+        let picked = self.sessions.values().filter(|entry| which(&entry.owner));
+        picked
+            .map(|entry| {
+                entry.cut.mark(reason);
+                Arc::clone(&entry.cut)
+            })
+            .collect()
+    }
+
+    /// The live session of a key, if it is `uid`'s.
+    pub(crate) fn by_key(&self, key: ClientKey, uid: Uid) -> Option<SessionId> {
+        let id = self.by_key.get(&key)?;
+        self.sessions.get(id).filter(|entry| entry.owner.uid == uid).map(|_| *id)
+    }
+
+    /// Whether a key is in use.
+    pub(crate) fn has_key(&self, key: ClientKey) -> bool {
+        self.by_key.contains_key(&key)
+    }
+
+    /// Sessions of a uid on a connection, those being opened included.
+    pub(crate) fn count(&self, uid: Uid, connection: &ConnectionName) -> usize {
+        self.by_owner.get(&(uid, connection.clone())).copied().unwrap_or(0)
+    }
+
+    /// Sessions of a handle, those being opened included.
+    pub(crate) fn count_of_handle(&self, handle: HandleId) -> usize {
+        self.by_handle.get(&handle).copied().unwrap_or(0)
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.sessions.is_empty()
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.sessions.len()
+    }
+}
+
+fn uncount<K: std::hash::Hash + Eq>(counts: &mut HashMap<K, usize>, key: &K) {
+    if let Some(count) = counts.get_mut(key) {
+        *count -= 1;
+        if *count == 0 {
+            counts.remove(key);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEY: ClientKey = ClientKey { pid: 7, secret: [1, 2, 3, 4] };
+
+    fn owner(uid: u32, handle: Option<HandleId>) -> Owner {
+        let connection = ConnectionName::parse("main_db").unwrap();
+        Owner { uid: Uid::from_raw(uid), connection, handle }
+    }
+
+    fn socket() -> OwnedFd {
+        std::os::unix::net::UnixStream::pair().unwrap().0.into()
+    }
+
+    #[test]
+    fn a_session_that_was_marked_while_opening_cannot_commit() {
+        let mut registry = Registry::default();
+        let handle = HandleId::random().unwrap();
+        let (id, _) = registry.enter(owner(10, Some(handle)));
+        let cuts = registry.mark(CutReason::Revoked, |owner| owner.handle == Some(handle));
+        assert_eq!(cuts.len(), 1);
+        assert_eq!(registry.commit(id, KEY, socket()), Err(CutMeanwhile(CutReason::Revoked)));
+        assert_eq!(registry.by_key(KEY, Uid::from_raw(10)), None);
+    }
+
+    #[test]
+    fn a_cut_shuts_the_upstream_socket_before_anything_else() {
+        use std::io::Read as _;
+        let mut registry = Registry::default();
+        let (id, cut) = registry.enter(owner(10, None));
+        let (ours, mut server) = std::os::unix::net::UnixStream::pair().unwrap();
+        registry.commit(id, KEY, ours.into()).unwrap();
+        for marked in registry.mark(CutReason::Draining, |_| true) {
+            marked.fire();
+        }
+        assert_eq!(server.read(&mut [0]).unwrap(), 0, "the server sees the end");
+        assert!(cut.fired.is_cancelled());
+    }
+
+    #[test]
+    fn keys_are_of_one_uid_only() {
+        let mut registry = Registry::default();
+        let (id, _) = registry.enter(owner(10, None));
+        registry.commit(id, KEY, socket()).unwrap();
+        assert_eq!(registry.by_key(KEY, Uid::from_raw(10)), Some(id));
+        assert_eq!(registry.by_key(KEY, Uid::from_raw(11)), None);
+        registry.leave(id);
+        assert_eq!(registry.by_key(KEY, Uid::from_raw(10)), None);
+        assert!(registry.is_empty());
+    }
+
+    #[test]
+    fn counts_go_up_and_down() {
+        let mut registry = Registry::default();
+        let handle = HandleId::random().unwrap();
+        let (first, _) = registry.enter(owner(10, Some(handle)));
+        let (_second, _) = registry.enter(owner(10, None));
+        let name = ConnectionName::parse("main_db").unwrap();
+        assert_eq!(registry.count(Uid::from_raw(10), &name), 2);
+        assert_eq!(registry.count_of_handle(handle), 1);
+        registry.leave(first);
+        assert_eq!(registry.count(Uid::from_raw(10), &name), 1);
+        assert_eq!(registry.count_of_handle(handle), 0);
+    }
+}

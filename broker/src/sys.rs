@@ -1,0 +1,219 @@
+//! System calls and machine state that no safe wrapper covers.
+
+#![allow(unsafe_code, reason = "this is where the unsafe parts that are not memory or peers live")]
+
+use std::ffi::{CStr, c_char};
+use std::hint::black_box;
+use std::io;
+use std::os::fd::{FromRawFd as _, OwnedFd};
+
+use zeroize::Zeroize as _;
+
+/// How much stack below the caller is wiped after cryptography: hash states and expanded keys
+/// were measured to lie within the first few KiB.
+const RESIDUE: usize = 64 * 1024;
+
+unsafe extern "C" {
+    /// environ(7).
+    static environ: *const *mut c_char;
+}
+
+/// Lends the value of an environment variable to `read`, then overwrites it with zeros in place.
+/// `None` when it is not set. To be called before there are threads.
+pub(crate) fn take_env<R>(name: &str, read: impl FnOnce(&[u8]) -> R) -> Option<R> {
+    let mut entry = {
+        // SAFETY: `environ` is set by the C runtime before main and no thread changes it.
+        unsafe { environ }
+    };
+    if entry.is_null() {
+        return None;
+    }
+    loop {
+        // SAFETY: environ(7) is an array of pointers that a null pointer ends, and the loop
+        // stops there.
+        let text = unsafe { *entry };
+        if text.is_null() {
+            return None;
+        }
+        // SAFETY: every entry is a NUL-terminated string.
+        let len = unsafe { CStr::from_ptr(text) }.count_bytes();
+        // SAFETY: the string is writable memory of this process (execve(2) copies it to the
+        // stack), and no other reference to it exists: std copies what it returns.
+        let bytes = unsafe { std::slice::from_raw_parts_mut(text.cast::<u8>(), len) };
+        if let Some((key, value)) = split_entry(bytes)
+            && key == name.as_bytes()
+        {
+            let answer = read(value);
+            value.zeroize();
+            return Some(answer);
+        }
+        // SAFETY: the entry was not the terminating null pointer, so there is a next one.
+        entry = unsafe { entry.add(1) };
+    }
+}
+
+fn split_entry(entry: &mut [u8]) -> Option<(&[u8], &mut [u8])> {
+    let equals = entry.iter().position(|byte| *byte == b'=')?;
+    let (key, value) = entry.split_at_mut_checked(equals)?;
+    Some((key, value.get_mut(1..)?))
+}
+
+/// Marks every descriptor above standard error close-on-exec, and closes those above it that
+/// are not in `keep` consecutive ones: what was left open by whoever started us is not ours.
+pub(crate) fn close_strays(keep: usize) {
+    let first = 3 + libc::c_uint::try_from(keep).unwrap_or(0);
+    // SAFETY: close_range(2) takes a range and flags. At this point of the start nothing in this
+    // process owns a descriptor above standard error. A kernel without it changes nothing.
+    let _ = unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, 0) };
+    let _ = {
+        // SAFETY: as above, with CLOSE_RANGE_CLOEXEC, which closes nothing.
+        unsafe {
+            libc::syscall(
+                libc::SYS_close_range,
+                3_u32,
+                libc::c_uint::MAX,
+                libc::CLOSE_RANGE_CLOEXEC,
+            )
+        }
+    };
+}
+
+/// Socket activation (sd_listen_fds(3)): the descriptors that the service manager passed to this
+/// process, by name, close-on-exec. To be called once, first thing in the process.
+pub(crate) fn inherited_sockets() -> io::Result<Vec<(String, OwnedFd)>> {
+    let mut sockets = Vec::new();
+    for (fd, name) in sd_notify::listen_fds_with_names()? {
+        // SAFETY: LISTEN_PID is ours (nothing is given otherwise), and nothing else in this
+        // process takes these descriptors over.
+        sockets.push((name, unsafe { OwnedFd::from_raw_fd(fd) }));
+    }
+    Ok(sockets)
+}
+
+/// Runs `work`, which computes with secrets, and then wipes the stack it used and the vector
+/// registers. It must be synchronous: at an `.await` the registers would already be elsewhere.
+#[inline(never)]
+pub(crate) fn leaving_no_residue<R>(work: impl FnOnce() -> R) -> R {
+    let answer = on_a_frame_of_its_own(work);
+    wipe_stack();
+    wipe_vector_registers();
+    answer
+}
+
+#[inline(never)]
+fn on_a_frame_of_its_own<R>(work: impl FnOnce() -> R) -> R {
+    black_box(work())
+}
+
+/// Overwrites the stack below the caller's frame: this frame is laid where `work` had its own.
+#[inline(never)]
+fn wipe_stack() {
+    let mut below = [0xA5_u8; RESIDUE];
+    black_box(&mut below);
+    below.fill(0);
+    black_box(&below);
+}
+
+#[cfg(target_arch = "x86_64")]
+fn wipe_vector_registers() {
+    use std::arch::asm;
+    if std::arch::is_x86_feature_detected!("avx512f") {
+        // SAFETY: the processor has AVX-512, and every register that is changed is declared.
+        unsafe {
+            asm!(
+                "vpxord zmm16, zmm16, zmm16", "vpxord zmm17, zmm17, zmm17",
+                "vpxord zmm18, zmm18, zmm18", "vpxord zmm19, zmm19, zmm19",
+                "vpxord zmm20, zmm20, zmm20", "vpxord zmm21, zmm21, zmm21",
+                "vpxord zmm22, zmm22, zmm22", "vpxord zmm23, zmm23, zmm23",
+                "vpxord zmm24, zmm24, zmm24", "vpxord zmm25, zmm25, zmm25",
+                "vpxord zmm26, zmm26, zmm26", "vpxord zmm27, zmm27, zmm27",
+                "vpxord zmm28, zmm28, zmm28", "vpxord zmm29, zmm29, zmm29",
+                "vpxord zmm30, zmm30, zmm30", "vpxord zmm31, zmm31, zmm31",
+                out("xmm16") _, out("xmm17") _, out("xmm18") _, out("xmm19") _,
+                out("xmm20") _, out("xmm21") _, out("xmm22") _, out("xmm23") _,
+                out("xmm24") _, out("xmm25") _, out("xmm26") _, out("xmm27") _,
+                out("xmm28") _, out("xmm29") _, out("xmm30") _, out("xmm31") _,
+                options(nomem, nostack, preserves_flags)
+            );
+        }
+    }
+    if std::arch::is_x86_feature_detected!("avx") {
+        // SAFETY: the processor has AVX; vzeroall clears the sixteen registers declared here.
+        unsafe {
+            asm!(
+                "vzeroall",
+                out("xmm0") _, out("xmm1") _, out("xmm2") _, out("xmm3") _,
+                out("xmm4") _, out("xmm5") _, out("xmm6") _, out("xmm7") _,
+                out("xmm8") _, out("xmm9") _, out("xmm10") _, out("xmm11") _,
+                out("xmm12") _, out("xmm13") _, out("xmm14") _, out("xmm15") _,
+                options(nomem, nostack, preserves_flags)
+            );
+        }
+    } else {
+        // SAFETY: every x86_64 processor has SSE2, and the registers are declared.
+        unsafe {
+            asm!(
+                "pxor xmm0, xmm0", "pxor xmm1, xmm1", "pxor xmm2, xmm2", "pxor xmm3, xmm3",
+                "pxor xmm4, xmm4", "pxor xmm5, xmm5", "pxor xmm6, xmm6", "pxor xmm7, xmm7",
+                "pxor xmm8, xmm8", "pxor xmm9, xmm9", "pxor xmm10, xmm10", "pxor xmm11, xmm11",
+                "pxor xmm12, xmm12", "pxor xmm13, xmm13", "pxor xmm14, xmm14", "pxor xmm15, xmm15",
+                out("xmm0") _, out("xmm1") _, out("xmm2") _, out("xmm3") _,
+                out("xmm4") _, out("xmm5") _, out("xmm6") _, out("xmm7") _,
+                out("xmm8") _, out("xmm9") _, out("xmm10") _, out("xmm11") _,
+                out("xmm12") _, out("xmm13") _, out("xmm14") _, out("xmm15") _,
+                options(nomem, nostack, preserves_flags)
+            );
+        }
+    }
+}
+
+#[cfg(target_arch = "aarch64")]
+fn wipe_vector_registers() {
+    use std::arch::asm;
+    // SAFETY: every aarch64 processor that runs Linux has NEON, and the registers are declared.
+    unsafe {
+        asm!(
+            "movi v0.2d, #0", "movi v1.2d, #0", "movi v2.2d, #0", "movi v3.2d, #0",
+            "movi v4.2d, #0", "movi v5.2d, #0", "movi v6.2d, #0", "movi v7.2d, #0",
+            "movi v16.2d, #0", "movi v17.2d, #0", "movi v18.2d, #0", "movi v19.2d, #0",
+            "movi v20.2d, #0", "movi v21.2d, #0", "movi v22.2d, #0", "movi v23.2d, #0",
+            "movi v24.2d, #0", "movi v25.2d, #0", "movi v26.2d, #0", "movi v27.2d, #0",
+            "movi v28.2d, #0", "movi v29.2d, #0", "movi v30.2d, #0", "movi v31.2d, #0",
+            out("v0") _, out("v1") _, out("v2") _, out("v3") _,
+            out("v4") _, out("v5") _, out("v6") _, out("v7") _,
+            out("v16") _, out("v17") _, out("v18") _, out("v19") _,
+            out("v20") _, out("v21") _, out("v22") _, out("v23") _,
+            out("v24") _, out("v25") _, out("v26") _, out("v27") _,
+            out("v28") _, out("v29") _, out("v30") _, out("v31") _,
+            options(nomem, nostack, preserves_flags)
+        );
+    }
+}
+
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+fn wipe_vector_registers() {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_environment_variable_is_wiped_where_it_stands() {
+        // PATH would be missed by other tests of this process; this one is set by cargo.
+        let name = "CARGO_PKG_DESCRIPTION";
+        let first = take_env(name, <[u8]>::to_vec).unwrap();
+        assert!(!first.is_empty());
+        assert_eq!(take_env(name, <[u8]>::to_vec), Some(Vec::new()));
+        assert_eq!(std::env::var(name).as_deref(), Ok(""));
+    }
+
+    #[test]
+    fn a_variable_that_is_not_set_is_none() {
+        assert_eq!(take_env("CREDBROKER_NOT_SET", <[u8]>::len), None);
+    }
+
+    #[test]
+    fn the_answer_comes_back_through_the_wipe() {
+        assert_eq!(leaving_no_residue(|| 6 * 7), 42);
+    }
+}

@@ -1,0 +1,229 @@
+//! Dialling a connection's server: the socket, and TLS where it is configured.
+//!
+//! Nothing secret is sent here. What a caller gets is a link to a server that has proved its
+//! name, or a plain link where the operator asked for one.
+
+#![forbid(unsafe_code)]
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
+use thiserror::Error;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use crate::connection::{Connection, Host, Tls};
+
+pub(crate) mod tls;
+
+/// For the name, the socket and TLS together.
+const DIAL_WITHIN: Duration = Duration::from_secs(10);
+/// PostgreSQL protocol 55.7, SSLRequest: length 8 and the code 80877103.
+const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f];
+
+/// A link that could not be made.
+#[derive(Debug, Error)]
+pub(crate) enum DialError {
+    /// No answer, or none in time.
+    #[error("the server cannot be reached")]
+    Unreachable(#[source] io::Error),
+    /// The server has no TLS, or its certificate is not the one that was asked for.
+    #[error("the server did not prove its name")]
+    Untrusted(#[source] io::Error),
+}
+
+/// A link to a server.
+#[derive(Debug)]
+pub(crate) struct Link {
+    pub(crate) stream: Stream,
+    /// Whether TLS verified the server's name.
+    pub(crate) name: NameProof,
+    pub(crate) remote: Remote,
+}
+
+/// What is known of the server's name before anybody logs in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NameProof {
+    /// A certificate for the configured name, by a configured root.
+    Verified,
+    /// Nothing.
+    None,
+}
+
+/// Where a link leads, resolved: a cancel request must reach the same server.
+#[derive(Clone, Debug)]
+pub(crate) struct Remote {
+    address: Address,
+    tls: Option<(Arc<ClientConfig>, ServerName<'static>)>,
+}
+
+#[derive(Clone, Debug)]
+enum Address {
+    Tcp(SocketAddr),
+    Unix(PathBuf),
+}
+
+/// The bytes of a link.
+#[derive(Debug)]
+pub(crate) enum Stream {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+impl Link {
+    /// Dials a connection's server, trying the addresses of its name in order.
+    pub(crate) async fn dial(connection: &Connection) -> Result<Self, DialError> {
+        let tls = match &connection.tls {
+            Tls::Disable => None,
+            Tls::VerifyFull { config, name, .. } => Some((Arc::clone(config), name.clone())),
+        };
+        within(async {
+            let addresses = match &connection.host {
+                Host::Unix { directory, port } => {
+                    vec![Address::Unix(directory.join(format!(".s.PGSQL.{port}")))]
+                }
+                Host::Tcp { host, port } => {
+                    let found = tokio::net::lookup_host((host.as_str(), *port))
+                        .await
+                        .map_err(DialError::Unreachable)?;
+                    found.map(Address::Tcp).collect()
+                }
+            };
+            let mut last = DialError::Unreachable(io::Error::new(
+                io::ErrorKind::NotFound,
+                "the name has no address",
+            ));
+            for address in addresses {
+                match (Remote { address, tls: tls.clone() }).connect().await {
+                    Ok(link) => return Ok(link),
+                    // A server that failed to prove itself is not passed over for the next one:
+                    // that would let whoever answers first choose.
+                    Err(untrusted @ DialError::Untrusted(_)) => return Err(untrusted),
+                    Err(unreachable) => last = unreachable,
+                }
+            }
+            Err(last)
+        })
+        .await
+    }
+
+    /// Dials exactly where an earlier link led.
+    pub(crate) async fn dial_again(remote: &Remote) -> Result<Self, DialError> {
+        within(remote.connect()).await
+    }
+}
+
+async fn within(dial: impl Future<Output = Result<Link, DialError>>) -> Result<Link, DialError> {
+    match timeout(DIAL_WITHIN, dial).await {
+        Ok(answer) => answer,
+        Err(_elapsed) => Err(DialError::Unreachable(io::ErrorKind::TimedOut.into())),
+    }
+}
+
+impl Remote {
+    async fn connect(&self) -> Result<Link, DialError> {
+        let remote = self.clone();
+        match &self.address {
+            Address::Unix(path) => {
+                let stream = UnixStream::connect(path).await.map_err(DialError::Unreachable)?;
+                Ok(Link { stream: Stream::Unix(stream), name: NameProof::None, remote })
+            }
+            Address::Tcp(address) => {
+                let stream = TcpStream::connect(address).await.map_err(DialError::Unreachable)?;
+                stream.set_nodelay(true).map_err(DialError::Unreachable)?;
+                match &self.tls {
+                    None => Ok(Link { stream: Stream::Tcp(stream), name: NameProof::None, remote }),
+                    Some((config, name)) => {
+                        let stream = start_tls(stream, config, name).await?;
+                        Ok(Link {
+                            stream: Stream::Tls(Box::new(stream)),
+                            name: NameProof::Verified,
+                            remote,
+                        })
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// PostgreSQL protocol 55.2.10: ask, read exactly one byte, and begin the handshake. Nothing is
+/// read ahead, so no plaintext can pass for a part of the protected stream (CVE-2021-23222).
+async fn start_tls(
+    mut stream: TcpStream,
+    config: &Arc<ClientConfig>,
+    name: &ServerName<'static>,
+) -> Result<TlsStream<TcpStream>, DialError> {
+    stream.write_all(&SSL_REQUEST).await.map_err(DialError::Unreachable)?;
+    let mut answer = [0];
+    stream.read_exact(&mut answer).await.map_err(DialError::Unreachable)?;
+    if answer != *b"S" {
+        return Err(DialError::Untrusted(io::Error::other("the server refuses TLS")));
+    }
+    let connector = TlsConnector::from(Arc::clone(config));
+    connector.connect(name.clone(), stream).await.map_err(|error| match error.kind() {
+        io::ErrorKind::InvalidData | io::ErrorKind::Other => DialError::Untrusted(error),
+        _ => DialError::Unreachable(error),
+    })
+}
+
+impl Stream {
+    /// A duplicate of the socket, to shut the link down from anywhere.
+    pub(crate) fn duplicate(&self) -> io::Result<OwnedFd> {
+        match self {
+            Self::Tcp(stream) => stream.as_fd().try_clone_to_owned(),
+            Self::Unix(stream) => stream.as_fd().try_clone_to_owned(),
+            Self::Tls(stream) => stream.get_ref().0.as_fd().try_clone_to_owned(),
+        }
+    }
+}
+
+macro_rules! each {
+    ($this:expr, $stream:ident => $do:expr) => {
+        match $this.get_mut() {
+            Stream::Tcp($stream) => $do,
+            Stream::Unix($stream) => $do,
+            Stream::Tls($stream) => $do,
+        }
+    };
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        each!(self, stream => Pin::new(stream).poll_read(cx, buf))
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        each!(self, stream => Pin::new(stream).poll_write(cx, buf))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        each!(self, stream => Pin::new(stream).poll_flush(cx))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        each!(self, stream => Pin::new(stream).poll_shutdown(cx))
+    }
+}

@@ -1,0 +1,97 @@
+//! The client half of TLS: verify-full, as libpq means it. The certificate must be signed by a
+//! root of `ca_file`, else of the system, else of the bundled set, and be for the host's name.
+
+#![forbid(unsafe_code)]
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use thiserror::Error;
+
+/// TLS cannot be set up as configured.
+#[derive(Debug, Error)]
+pub(crate) enum TlsError {
+    #[error("cannot read the roots in {file}: {why}", file = .file.display())]
+    Roots { file: PathBuf, why: String },
+    #[error("there is no certificate in {file}", file = .file.display())]
+    NoRoots { file: PathBuf },
+    #[error("{host:?} is not a name that a certificate can be for")]
+    Name { host: String },
+    #[error("the TLS library refuses the configuration: {0}")]
+    Library(#[source] rustls::Error),
+}
+
+pub(crate) fn client_config(ca_file: Option<&Path>) -> Result<Arc<ClientConfig>, TlsError> {
+    let roots = match ca_file {
+        Some(file) => from_file(file)?,
+        None => from_system(),
+    };
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(TlsError::Library)?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    Ok(Arc::new(config))
+}
+
+pub(crate) fn server_name(host: &str) -> Result<ServerName<'static>, TlsError> {
+    ServerName::try_from(host.to_owned())
+        .map_err(|_invalid| TlsError::Name { host: host.to_owned() })
+}
+
+fn from_file(file: &Path) -> Result<RootCertStore, TlsError> {
+    let wrong = |why: String| TlsError::Roots { file: file.to_owned(), why };
+    let mut roots = RootCertStore::empty();
+    for certificate in
+        CertificateDer::pem_file_iter(file).map_err(|error| wrong(error.to_string()))?
+    {
+        let certificate = certificate.map_err(|error| wrong(error.to_string()))?;
+        roots.add(certificate).map_err(|error| wrong(error.to_string()))?;
+    }
+    if roots.is_empty() { Err(TlsError::NoRoots { file: file.to_owned() }) } else { Ok(roots) }
+}
+
+fn from_system() -> RootCertStore {
+    let mut roots = RootCertStore::empty();
+    // What the system offers and a strict parser refuses is passed over, as other clients do.
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    if roots.is_empty() {
+        roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
+    }
+    roots
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+
+    #[test]
+    fn a_file_without_a_certificate_is_refused() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(b"not a certificate\n").unwrap();
+        assert!(matches!(client_config(Some(file.path())), Err(TlsError::NoRoots { .. })));
+        assert!(matches!(
+            client_config(Some(Path::new("/does/not/exist"))),
+            Err(TlsError::Roots { .. })
+        ));
+    }
+
+    #[test]
+    fn names_and_addresses() {
+        for good in ["db.internal", "127.0.0.1", "::1"] {
+            assert!(server_name(good).is_ok(), "{good}");
+        }
+        assert!(server_name("not a name").is_err());
+    }
+
+    #[test]
+    fn without_a_file_there_are_roots() {
+        assert!(!from_system().is_empty());
+    }
+}
