@@ -112,7 +112,7 @@ impl Audit {
             })),
         };
         if let Some(torn) = tail.torn {
-            audit.always(Record::new(Event::AuditRepaired, Outcome::Done).detail("torn", torn));
+            audit.always(&Record::new(Event::AuditRepaired, Outcome::Done).detail("torn", torn));
         }
         Ok(audit)
     }
@@ -120,12 +120,12 @@ impl Audit {
     /// Writes `record`, and only then turns `evidence` into something that can be acted on.
     pub(crate) fn before<T>(
         &self,
-        record: Record,
+        record: &Record,
         evidence: T,
     ) -> Result<Audited<T>, AuditUnavailable> {
         let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         writer.flush_waiting()?;
-        let link = writer.chain.link(&record, SystemTime::now());
+        let link = writer.chain.link(record, SystemTime::now());
         writer.write(link.line())?;
         // Only a written line becomes part of the chain.
         writer.chain.advance(link);
@@ -133,9 +133,9 @@ impl Audit {
     }
 
     /// Takes `record` down for certain: now, or as soon as the log can be written.
-    pub(crate) fn always(&self, record: Record) -> Seq {
+    pub(crate) fn always(&self, record: &Record) -> Seq {
         let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
-        let link = writer.chain.link(&record, SystemTime::now());
+        let link = writer.chain.link(record, SystemTime::now());
         let line = link.line().to_owned();
         let seq = writer.chain.advance(link);
         if writer.waiting.len() == MAX_WAITING {
@@ -215,8 +215,8 @@ pub(crate) mod tests {
     fn the_chain_goes_on_after_a_restart() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("audit.jsonl");
-        audit_at(&path).always(Record::new(Event::BrokerStarted, Outcome::Done));
-        let seq = audit_at(&path).always(Record::new(Event::BrokerStopped, Outcome::Done));
+        audit_at(&path).always(&Record::new(Event::BrokerStarted, Outcome::Done));
+        let seq = audit_at(&path).always(&Record::new(Event::BrokerStopped, Outcome::Done));
         assert_eq!(seq, Seq(2));
         let lines = lines(&path);
         assert_eq!(Chain::verify(lines.iter().map(String::as_str)), Ok(2));
@@ -226,11 +226,11 @@ pub(crate) mod tests {
     fn torn_bytes_are_kept_in_a_record_of_their_own() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("audit.jsonl");
-        audit_at(&path).always(Record::new(Event::BrokerStarted, Outcome::Done));
+        audit_at(&path).always(&Record::new(Event::BrokerStarted, Outcome::Done));
         let mut text = std::fs::read_to_string(&path).unwrap();
         text.push_str("{\"v\":1,\"se");
         std::fs::write(&path, text).unwrap();
-        audit_at(&path).always(Record::new(Event::BrokerStopped, Outcome::Done));
+        audit_at(&path).always(&Record::new(Event::BrokerStopped, Outcome::Done));
         let lines = lines(&path);
         assert_eq!(Chain::verify(lines.iter().map(String::as_str)), Ok(3));
         assert!(
@@ -244,7 +244,7 @@ pub(crate) mod tests {
     fn an_edited_tail_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("audit.jsonl");
-        audit_at(&path).always(Record::new(Event::BrokerStarted, Outcome::Done));
+        audit_at(&path).always(&Record::new(Event::BrokerStarted, Outcome::Done));
         let text =
             std::fs::read_to_string(&path).unwrap().replace("broker.started", "broker.stopped");
         std::fs::write(&path, text).unwrap();
@@ -269,8 +269,8 @@ pub(crate) mod tests {
                 writable: true,
             })),
         };
-        assert!(audit.before(Record::new(Event::HandleIssued, Outcome::Allowed), ()).is_err());
-        assert_eq!(audit.always(Record::new(Event::AccessDenied, Outcome::Denied)), Seq(1));
+        assert!(audit.before(&Record::new(Event::HandleIssued, Outcome::Allowed), ()).is_err());
+        assert_eq!(audit.always(&Record::new(Event::AccessDenied, Outcome::Denied)), Seq(1));
         assert!(!audit.is_writable());
         let writer = audit.writer.lock().unwrap();
         assert_eq!(writer.waiting.len(), 1, "the denial waits, the grant left no trace");

@@ -151,9 +151,10 @@ impl Core {
             .purpose(&handle.purpose)
             .redeemer(handle.redeemer)
             .detail("ttl_seconds", handle.ttl.as_secs());
-        let audited = self.shared.audit.before(record, handle);
-        let handle = audited
-            .map_err(|_| self.refuse(peer, Some(&connection.name), Why::AuditUnavailable))?;
+        let audited = self.shared.audit.before(&record, handle);
+        let handle = audited.map_err(|_unavailable| {
+            self.refuse(peer, Some(&connection.name), Why::AuditUnavailable)
+        })?;
 
         let handle = handle.into_inner();
         let (id, bind, expires) = (handle.id, handle.bind, handle.expires);

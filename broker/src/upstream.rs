@@ -173,9 +173,13 @@ async fn start_tls(
         return Err(DialError::Untrusted(io::Error::other("the server refuses TLS")));
     }
     let connector = TlsConnector::from(Arc::clone(config));
-    connector.connect(name.clone(), stream).await.map_err(|error| match error.kind() {
-        io::ErrorKind::InvalidData | io::ErrorKind::Other => DialError::Untrusted(error),
-        _ => DialError::Unreachable(error),
+    connector.connect(name.clone(), stream).await.map_err(|error| {
+        // What rustls finds wrong comes as InvalidData; the rest is the socket's.
+        if error.kind() == io::ErrorKind::InvalidData {
+            DialError::Untrusted(error)
+        } else {
+            DialError::Unreachable(error)
+        }
     })
 }
 

@@ -72,15 +72,13 @@ impl RuntimeDir {
                 open_to(dir, config.socket_group).map_err(io(dir))?;
             }
         }
-        let lock = lock(&path.join(LOCK)).map_err(|error| match error.kind() {
-            io::ErrorKind::WouldBlock => {
-                RuntimeDirError::InUse { config: config.file.clone(), path: path.clone() }
+        let lock = lock(&path.join(LOCK)).map_err(|source| {
+            let (config, path) = (config.file.clone(), path.clone());
+            if source.kind() == io::ErrorKind::WouldBlock {
+                RuntimeDirError::InUse { config, path }
+            } else {
+                RuntimeDirError::Io { config, path, source }
             }
-            _ => RuntimeDirError::Io {
-                config: config.file.clone(),
-                path: path.clone(),
-                source: error,
-            },
         })?;
         Ok(Self { path, postgres, access, _lock: lock })
     }
@@ -131,12 +129,14 @@ fn open_to(dir: &Path, group: Option<Gid>) -> io::Result<()> {
     match group {
         None => fs::set_permissions(dir, Permissions::from_mode(0o700)),
         Some(gid) => {
-            chown(dir, None, Some(gid.as_raw())).map_err(|error| match error.kind() {
-                io::ErrorKind::PermissionDenied => io::Error::new(
-                    error.kind(),
-                    format!("broker.socket_group is {gid}, and the broker is not a member of it: add it (SupplementaryGroups=)"),
-                ),
-                _ => error,
+            chown(dir, None, Some(gid.as_raw())).map_err(|error| {
+                if error.kind() != io::ErrorKind::PermissionDenied {
+                    return error;
+                }
+                let why = format!(
+                    "broker.socket_group is {gid}, and the broker is not a member of it: add it (SupplementaryGroups=)"
+                );
+                io::Error::new(error.kind(), why)
             })?;
             fs::set_permissions(dir, Permissions::from_mode(0o2750))
         }

@@ -207,7 +207,6 @@ impl Region {
     }
 
     /// The bytes of an extent, for writing. `extent` proves that the caller owns them.
-    #[expect(clippy::mut_from_ref, reason = "the exclusive borrow is that of the extent")]
     pub(super) fn bytes_mut<'a>(&'a self, extent: &'a mut Extent, len: usize) -> &'a mut [u8] {
         assert!(
             len <= extent.len() && extent.offset() + len <= self.len,

@@ -3,6 +3,8 @@
 
 #![forbid(unsafe_code)]
 
+use std::fmt;
+
 use serde::{Serialize, Serializer};
 use serde_json::{Map, Value};
 
@@ -116,7 +118,7 @@ impl Record {
         }
     }
 
-    pub(crate) fn reason(mut self, reason: impl ToString) -> Self {
+    pub(crate) fn reason(mut self, reason: impl fmt::Display) -> Self {
         self.reason = Some(reason.to_string());
         self
     }

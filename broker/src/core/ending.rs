@@ -68,7 +68,7 @@ impl Core {
             .connection(&connection.name)
             .handle(id)
             .detail("sessions_cut", cuts.len());
-        self.shared.audit.always(record);
+        self.shared.audit.always(&record);
         Some(now + REMEMBERED)
     }
 
@@ -120,7 +120,7 @@ impl Core {
                 .reason(CutReason::HolderExited)
                 .connection(&handle.connection.name)
                 .handle(handle.id);
-            self.shared.audit.always(record);
+            self.shared.audit.always(&record);
         }
     }
 
@@ -162,7 +162,7 @@ impl Core {
     /// The last record.
     pub(crate) fn stopped(&self) {
         self.shared.stopped.cancel();
-        self.shared.audit.always(Record::new(Event::BrokerStopped, Outcome::Done));
+        self.shared.audit.always(&Record::new(Event::BrokerStopped, Outcome::Done));
         self.shared.audit.settle();
     }
 }

@@ -51,9 +51,10 @@ impl Core {
             .grant(&grant)
             .handle(id)
             .detail("ttl_seconds", ttl.as_secs());
-        let audited = self.shared.audit.before(record, ttl);
-        let ttl = audited
-            .map_err(|_| self.refuse(peer, Some(&connection.name), Why::AuditUnavailable))?;
+        let audited = self.shared.audit.before(&record, ttl);
+        let ttl = audited.map_err(|_unavailable| {
+            self.refuse(peer, Some(&connection.name), Why::AuditUnavailable)
+        })?;
 
         let renewed = {
             let mut state = self.state();
@@ -122,7 +123,7 @@ impl Core {
             .handle(handle.id)
             .subject(&handle.subject)
             .detail("sessions_cut", cuts.len());
-        self.shared.audit.always(record);
+        self.shared.audit.always(&record);
         let count = cuts.len();
         self.wait_until_dead(cuts).await;
         Ok(count)

@@ -147,7 +147,7 @@ impl Core {
         if let Some(connection) = connection {
             record = record.connection(connection);
         }
-        let reference = self.shared.audit.always(record);
+        let reference = self.shared.audit.always(&record);
         let connection = connection.map_or("-", ConnectionName::as_str);
         let nearest = denial.nearest.as_deref().unwrap_or("-");
         info!(
@@ -171,7 +171,7 @@ impl Core {
         if let Some(connection) = connection {
             record = record.connection(connection);
         }
-        let reference = self.shared.audit.always(record);
+        let reference = self.shared.audit.always(&record);
         let connection = connection.map_or("-", ConnectionName::as_str);
         let detail = match &why {
             Why::InvalidRequest { field, .. } => field,

@@ -190,8 +190,8 @@ impl Core {
         let audited: Audited<Opening> = self
             .shared
             .audit
-            .before(record, Opening { entered, credential, database })
-            .map_err(|_| self.refuse(peer, Some(name), Why::AuditUnavailable))?;
+            .before(&record, Opening { entered, credential, database })
+            .map_err(|_unavailable| self.refuse(peer, Some(name), Why::AuditUnavailable))?;
         let mut opening = audited.into_inner();
         opening.entered.recorded = true;
         Ok(opening)
@@ -391,7 +391,7 @@ impl Entered {
         if let Some(handle) = self.handle {
             record = record.handle(handle);
         }
-        self.core.shared.audit.always(record);
+        self.core.shared.audit.always(&record);
     }
 }
 

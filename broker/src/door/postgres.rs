@@ -122,7 +122,7 @@ struct Conversation {
 }
 
 impl Watcher for Conversation {
-    fn from_client(&mut self, bytes: &[u8]) {
+    fn client_sent(&mut self, bytes: &[u8]) {
         let Self { client, asked, unsynced, goodbye, .. } = self;
         client.advance(bytes, |tag| match tag {
             b'Q' | b'S' | b'F' => {
@@ -134,7 +134,7 @@ impl Watcher for Conversation {
         });
     }
 
-    fn from_server(&mut self, bytes: &[u8]) {
+    fn server_sent(&mut self, bytes: &[u8]) {
         let Self { server, answered, .. } = self;
         server.advance(bytes, |tag| *answered += u64::from(tag == b'Z'));
     }
@@ -165,10 +165,10 @@ mod tests {
     fn the_server_is_busy_until_each_question_has_its_answer() {
         let mut conversation = Conversation::default();
         assert!(!conversation.server_busy());
-        conversation.from_client(&[message(b'Q'), message(b'Q')].concat());
-        conversation.from_server(&message(b'Z'));
+        conversation.client_sent(&[message(b'Q'), message(b'Q')].concat());
+        conversation.server_sent(&message(b'Z'));
         assert!(conversation.server_busy(), "one of two pipelined queries is answered");
-        conversation.from_server(&[message(b'D'), message(b'C'), message(b'Z')].concat());
+        conversation.server_sent(&[message(b'D'), message(b'C'), message(b'Z')].concat());
         assert!(!conversation.server_busy());
     }
 
@@ -176,10 +176,10 @@ mod tests {
     fn an_execute_without_sync_is_work_too() {
         let mut conversation = Conversation::default();
         conversation
-            .from_client(&[message(b'P'), message(b'B'), message(b'E'), message(b'H')].concat());
+            .client_sent(&[message(b'P'), message(b'B'), message(b'E'), message(b'H')].concat());
         assert!(conversation.server_busy());
-        conversation.from_client(&message(b'S'));
-        conversation.from_server(&message(b'Z'));
+        conversation.client_sent(&message(b'S'));
+        conversation.server_sent(&message(b'Z'));
         assert!(!conversation.server_busy());
     }
 
@@ -187,16 +187,16 @@ mod tests {
     fn half_a_message_is_not_a_boundary() {
         let mut conversation = Conversation::default();
         let row = message(b'D');
-        conversation.from_server(&row[..7]);
+        conversation.server_sent(&row[..7]);
         assert!(!conversation.client_at_boundary());
-        conversation.from_server(&row[7..]);
+        conversation.server_sent(&row[7..]);
         assert!(conversation.client_at_boundary());
     }
 
     #[test]
     fn goodbye_is_heard() {
         let mut conversation = Conversation::default();
-        conversation.from_client(b"X\0\0\0\x04");
+        conversation.client_sent(b"X\0\0\0\x04");
         assert!(conversation.client_said_goodbye() && !conversation.server_busy());
     }
 }

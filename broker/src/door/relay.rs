@@ -26,8 +26,8 @@ const GONE_CHECK: Duration = Duration::from_millis(250);
 
 /// What a relay keeps count of; a protocol knows its own frames.
 pub(crate) trait Watcher: Send {
-    fn from_client(&mut self, bytes: &[u8]);
-    fn from_server(&mut self, bytes: &[u8]);
+    fn client_sent(&mut self, bytes: &[u8]);
+    fn server_sent(&mut self, bytes: &[u8]);
     /// Whether the stream to the client stands between two messages.
     fn client_at_boundary(&self) -> bool;
     /// Whether the server may still be at work for this session.
@@ -104,7 +104,7 @@ where
             moved = upward.step(&mut client_reader, &mut server_writer), if !upward.ended => match moved {
                 Ok(Moved::Written(bytes)) => {
                     carried.from_client += bytes.len() as u64;
-                    watcher.from_client(bytes);
+                    watcher.client_sent(bytes);
                 }
                 Ok(Moved::Read) => {}
                 Ok(Moved::Ended) if watcher.client_said_goodbye() => {
@@ -126,7 +126,7 @@ where
             moved = downward.step(&mut server_reader, &mut client_writer) => match moved {
                 Ok(Moved::Written(bytes)) => {
                     carried.from_server += bytes.len() as u64;
-                    watcher.from_server(bytes);
+                    watcher.server_sent(bytes);
                 }
                 Ok(Moved::Read) => {}
                 Ok(Moved::Ended) => return either(&mut cut, End::Server).await,

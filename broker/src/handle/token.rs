@@ -93,7 +93,7 @@ mod tests {
             "",
             "cbh_",
             "secret",
-            &token[1..],
+            token.trim_start_matches('c'),
             &format!("{token}="),
             &token.replace("cbh_", "hdl_"),
         ] {
