@@ -391,7 +391,7 @@ mod tests {
 
     #[test]
     fn errors_are_relayed_only_from_a_proven_server() {
-        let error = codec::fatal("3D000", "database \"x\" does not exist", None);
+        let error = codec::fatal("3D000", "database \"x\" does not exist", "", None);
         let body = &error[5..];
         let fault = |state, name| advance(state, name, b'E', body).unwrap_err();
         assert!(matches!(fault(State::Auth, NameProof::None), LoginFault::Unproven(_)));
@@ -403,7 +403,7 @@ mod tests {
         };
         assert_eq!((message, sqlstate.as_str()), (error, "3D000"));
         let refused =
-            codec::fatal("28P01", "password authentication failed for user \"app\"", None);
+            codec::fatal("28P01", "password authentication failed for user \"app\"", "", None);
         let fault = advance(State::Auth, NameProof::Verified, b'E', &refused[5..]).unwrap_err();
         assert!(matches!(fault, LoginFault::Refused(_)), "{fault}");
     }

@@ -150,14 +150,15 @@ pub(super) fn backend_key_data(key: ClientKey) -> Vec<u8> {
     Writer::tagged(b'K').u32(key.pid).bytes(&key.secret).finish()
 }
 
-/// A fatal ErrorResponse.
-pub(super) fn fatal(sqlstate: &str, message: &str, hint: Option<&str>) -> Vec<u8> {
+/// A fatal ErrorResponse of the broker's own. `reason` stands in the field `R` (routine), which
+/// drivers give to programs apart from the message: several reasons share a SQLSTATE.
+pub(super) fn fatal(sqlstate: &str, message: &str, reason: &str, hint: Option<&str>) -> Vec<u8> {
     let mut error = Writer::tagged(b'E').bytes(b"S").c_str("FATAL").bytes(b"V").c_str("FATAL");
     error = error.bytes(b"C").c_str(sqlstate).bytes(b"M").c_str(message);
     if let Some(hint) = hint {
         error = error.bytes(b"H").c_str(hint);
     }
-    error.bytes(b"\0").finish()
+    error.bytes(b"R").c_str(reason).bytes(b"\0").finish()
 }
 
 /// The startup message of the broker's own login.
@@ -335,7 +336,7 @@ mod tests {
 
     #[test]
     fn the_sqlstate_of_an_error() {
-        let error = fatal("28P01", "no", None);
+        let error = fatal("28P01", "no", "HANDLE_INVALID", None);
         assert_eq!(sqlstate(&error[5..]), Some(*b"28P01"));
         for bad in [&b""[..], b"\0", b"Clonger\0", b"C28P01", b"M"] {
             assert_eq!(sqlstate(bad), None, "{bad:?}");

@@ -62,7 +62,9 @@ pub(super) async fn greet(mut stream: UnixStream) -> io::Result<Opened> {
             }
             Err(bad) => {
                 let (message, hint) = bad_startup(bad);
-                stream.write_all(&codec::fatal("08P01", message, Some(hint))).await?;
+                stream
+                    .write_all(&codec::fatal("08P01", message, "INVALID_REQUEST", Some(hint)))
+                    .await?;
                 return Err(io::Error::new(io::ErrorKind::InvalidData, message));
             }
         }

@@ -11,20 +11,21 @@ const ADMIN_SHUTDOWN: &str = "57P01";
 
 /// The refusal as a fatal ErrorResponse.
 pub(super) fn refusal(refusal: &Refusal) -> Vec<u8> {
-    codec::fatal(code(refusal.why()), &refusal.message(), None)
+    codec::fatal(code(refusal.why()), &refusal.message(), refusal.why().name(), None)
 }
 
 /// The end of a live session as a fatal ErrorResponse.
 pub(super) fn cut(reason: CutReason) -> Vec<u8> {
-    let message = match reason {
-        CutReason::Revoked => "terminating connection: the handle was revoked",
-        CutReason::Expired => "terminating connection: the handle has expired",
-        CutReason::HolderExited => {
-            "terminating connection: the process that held the handle has exited"
-        }
-        CutReason::Draining => "terminating connection: the broker is shutting down",
+    let (message, name) = match reason {
+        CutReason::Revoked => ("terminating connection: the handle was revoked", "HANDLE_INVALID"),
+        CutReason::Expired => ("terminating connection: the handle has expired", "HANDLE_EXPIRED"),
+        CutReason::HolderExited => (
+            "terminating connection: the process that held the handle has exited",
+            "HANDLE_INVALID",
+        ),
+        CutReason::Draining => ("terminating connection: the broker is shutting down", "DRAINING"),
     };
-    codec::fatal(ADMIN_SHUTDOWN, message, None)
+    codec::fatal(ADMIN_SHUTDOWN, message, name, None)
 }
 
 fn code(why: &Why) -> &'static str {

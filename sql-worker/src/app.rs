@@ -1,0 +1,257 @@
+//! The verbs, and whose handle, pool and reference is whose.
+//!
+//! Invariants: whatever a call names is looked up together with the principal who calls; a
+//! pool belongs to one handle and is closed with it, so nothing of a session survives into
+//! another handle.
+
+mod access;
+mod references;
+mod tokens;
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use futures_util::future::join_all;
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use self::access::Access;
+use self::references::References;
+use self::tokens::Tokens;
+use crate::broker::{Broker, Connection, Token};
+use crate::config::Config;
+use crate::error::{Code, Failure};
+use crate::sql::{Answer, Format, Lease, Limits, MAX_ROWS_CEILING, Params, Statement, execute};
+
+/// How often idle sessions are looked for.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Who calls, as the transport knows it; also the subject of the handles made for them.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Principal(String);
+
+impl Principal {
+    /// Whoever started this process and holds its standard input.
+    #[must_use]
+    pub fn stdio() -> Self {
+        Self(format!("stdio:uid={}", rustix::process::getuid().as_raw()))
+    }
+
+    /// The name, as brokers get it.
+    #[must_use]
+    pub fn subject(&self) -> &str {
+        &self.0
+    }
+}
+
+/// Under whose right a statement runs.
+#[derive(Debug)]
+pub enum Source<'a> {
+    /// The worker's own handle for a connection, on behalf of the caller.
+    Own(&'a str),
+    /// A credential token that the caller made for a connection.
+    Token(&'a str, &'a Token),
+    /// A reference that the caller got from `connect_named_storage`.
+    Reference(&'a str),
+}
+
+/// A statement as it was asked for.
+#[derive(Debug)]
+pub struct Request<'a> {
+    /// One statement.
+    pub sql: &'a str,
+    /// Its parameters.
+    pub params: Params,
+    /// `None`: as configured.
+    pub max_rows: Option<usize>,
+    /// How rows are wanted.
+    pub format: Format,
+}
+
+/// All that the worker holds.
+pub struct App {
+    broker: Arc<dyn Broker>,
+    config: Config,
+    calls: Semaphore,
+    own: Mutex<HashMap<(Principal, String), Arc<Access>>>,
+    tokens: Tokens,
+    references: References,
+}
+
+impl App {
+    /// A worker that holds nothing yet.
+    #[must_use]
+    pub fn new(broker: Arc<dyn Broker>, config: Config) -> Self {
+        Self {
+            calls: Semaphore::new(config.concurrency),
+            own: Mutex::default(),
+            tokens: Tokens::default(),
+            references: References::default(),
+            broker,
+            config,
+        }
+    }
+
+    /// The connections that the worker may use, masked.
+    ///
+    /// # Errors
+    /// The broker's.
+    pub async fn connections(&self) -> Result<Vec<Connection>, Failure> {
+        self.broker.connections().await
+    }
+
+    /// Runs one statement. Dropping the future stops it in the database.
+    ///
+    /// # Errors
+    /// Those of [`Statement::parse`], [`execute`], the broker, and `POOL_TIMEOUT` when
+    /// nothing became free in time.
+    pub async fn run(
+        &self,
+        caller: &Principal,
+        source: Source<'_>,
+        request: Request<'_>,
+    ) -> Result<Answer, Failure> {
+        let limits = self.limits(request.max_rows)?;
+        let statement = Statement::parse(request.sql, &request.params)?;
+        let _running = timeout(self.config.pool.wait, self.calls.acquire())
+            .await
+            .map_err(|_elapsed| {
+                Failure::new(Code::PoolTimeout, "too many statements run; nothing was run")
+                    .with_hint("try again when another call has ended")
+            })?
+            .map_err(|_closed| Failure::cancelled())?;
+        let lease = self.lease(caller, source).await?;
+        execute(lease, &statement, request.format, &limits).await
+    }
+
+    fn limits(&self, max_rows: Option<usize>) -> Result<Limits, Failure> {
+        let limits = self.config.limits;
+        match max_rows {
+            None => Ok(limits),
+            Some(max_rows @ 1..=MAX_ROWS_CEILING) => Ok(Limits { max_rows, ..limits }),
+            Some(_) => Err(Failure::invalid("max_rows must be between 1 and 50000")),
+        }
+    }
+
+    async fn lease(&self, caller: &Principal, source: Source<'_>) -> Result<Lease, Failure> {
+        match source {
+            Source::Token(connection, token) => {
+                self.tokens.lease(self, caller, connection, token).await
+            }
+            Source::Reference(id) => self.references.find(caller, id)?.lease(self).await,
+            Source::Own(connection) => {
+                let key = (caller.clone(), connection.to_owned());
+                let new = || Arc::new(Access::new(caller.clone(), connection.to_owned()));
+                let access = Arc::clone(self.own().entry(key).or_insert_with(new));
+                let lease = access.lease(self).await;
+                if lease.is_err() {
+                    // A name that led nowhere is not kept.
+                    self.own().retain(|_, access| !access.is_vacant());
+                }
+                lease
+            }
+        }
+    }
+
+    /// Issues a handle on a connection's own credential, for the caller alone. Returns the
+    /// token, when it expires, and the connection, masked.
+    ///
+    /// # Errors
+    /// The broker's.
+    pub async fn create_token(
+        &self,
+        caller: &Principal,
+        connection: &str,
+        ttl: Duration,
+    ) -> Result<(Token, SystemTime, Connection), Failure> {
+        let masked = self.connection(connection).await?;
+        let (token, info) = self.broker.issue_token(connection, caller.subject(), ttl).await?;
+        Ok((token, info.expires, masked))
+    }
+
+    /// Ends a handle of the caller, with its sessions.
+    ///
+    /// # Errors
+    /// `HANDLE_INVALID`, with the same text for every token that is not the caller's to end.
+    pub async fn revoke_token(&self, caller: &Principal, token: &Token) -> Result<(), Failure> {
+        let checked = self.tokens.check(self, caller, token).await?;
+        self.broker.revoke(token).await?;
+        self.tokens.forget(&checked);
+        Ok(())
+    }
+
+    /// Opens a connection under a handle of its own, and names it for the caller.
+    ///
+    /// # Errors
+    /// The broker's, those of opening a session, and `LIMIT_REACHED`.
+    pub async fn connect(&self, caller: &Principal, connection: &str) -> Result<String, Failure> {
+        let access = Arc::new(Access::new(caller.clone(), connection.to_owned()));
+        let lease = access.lease(self).await?;
+        // Kept for the first query.
+        lease.reset().await?;
+        match self.references.insert(caller, Arc::clone(&access)) {
+            Ok(id) => Ok(id),
+            Err(failure) => {
+                access.end().await;
+                Err(failure)
+            }
+        }
+    }
+
+    /// Ends what [`connect`](Self::connect) made.
+    ///
+    /// # Errors
+    /// `INVALID_REQUEST` when the caller has no such reference.
+    pub async fn disconnect(&self, caller: &Principal, id: &str) -> Result<(), Failure> {
+        self.references.remove(caller, id)?.end().await;
+        Ok(())
+    }
+
+    /// Closes idle sessions until `stop` fires.
+    pub async fn keep(&self, stop: &CancellationToken) {
+        let mut interval = tokio::time::interval(SWEEP_INTERVAL);
+        while stop.run_until_cancelled(interval.tick()).await.is_some() {
+            for access in self.accesses() {
+                access.sweep();
+            }
+            self.tokens.sweep(SystemTime::now());
+        }
+    }
+
+    /// Stops every statement and revokes every handle that the worker holds itself. When it
+    /// is done, their sessions are dead; credential tokens live on, without sessions of ours.
+    pub async fn close(&self) {
+        self.calls.close();
+        self.tokens.close();
+        let accesses = self.accesses();
+        join_all(accesses.iter().map(|access| access.end())).await;
+    }
+
+    /// One connection, masked.
+    async fn connection(&self, name: &str) -> Result<Connection, Failure> {
+        let known = self.broker.connections().await?;
+        known.into_iter().find(|connection| connection.name == name).ok_or_else(|| {
+            Failure::new(Code::AccessDenied, "access denied, or no such connection")
+                .with_hint("list_connections shows what may be used")
+        })
+    }
+
+    fn accesses(&self) -> Vec<Arc<Access>> {
+        let mut accesses: Vec<_> = self.own().values().map(Arc::clone).collect();
+        accesses.extend(self.references.all());
+        accesses
+    }
+
+    fn own(&self) -> MutexGuard<'_, HashMap<(Principal, String), Arc<Access>>> {
+        self.own.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for App {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("App").field("config", &self.config).finish_non_exhaustive()
+    }
+}

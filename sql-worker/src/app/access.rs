@@ -1,0 +1,108 @@
+//! A connection under a handle that the worker issues, renews and replaces itself.
+//!
+//! A handle dies with the broker, at its longest lifetime, or by an operator's hand. It is
+//! asked for again only when a login is refused, before any statement was sent; whether the
+//! caller still may is then the broker's to say.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::{App, Principal};
+use crate::broker::Held;
+use crate::error::{Code, Failure};
+use crate::sql::{Lease, Pool, Target};
+
+/// A right to a connection, on behalf of one principal.
+#[derive(Debug)]
+pub(super) struct Access {
+    principal: Principal,
+    connection: String,
+    live: tokio::sync::Mutex<Option<Arc<Live>>>,
+}
+
+/// One handle, and the sessions opened with it.
+#[derive(Debug)]
+struct Live {
+    pool: Pool,
+    held: Mutex<Option<Box<dyn Held>>>,
+}
+
+impl Access {
+    pub(super) fn new(principal: Principal, connection: String) -> Self {
+        Self { principal, connection, live: tokio::sync::Mutex::default() }
+    }
+
+    /// A session, under a handle that is made when there is none.
+    pub(super) async fn lease(&self, app: &App) -> Result<Lease, Failure> {
+        let live = self.live(app).await?;
+        match live.pool.lease().await {
+            Err(failure) if failure.code() == Code::HandleInvalid => {
+                self.forget(&live).await;
+                self.live(app).await?.pool.lease().await
+            }
+            other => other,
+        }
+    }
+
+    /// Ends the handle and its sessions.
+    pub(super) async fn end(&self) {
+        if let Some(live) = self.live.lock().await.take() {
+            live.pool.close();
+            if let Some(held) = live.held() {
+                held.revoke().await;
+            }
+        }
+    }
+
+    /// Whether there is no handle, and none being made.
+    pub(super) fn is_vacant(&self) -> bool {
+        self.live.try_lock().is_ok_and(|live| live.is_none())
+    }
+
+    pub(super) fn belongs_to(&self, principal: &Principal) -> bool {
+        self.principal == *principal
+    }
+
+    pub(super) fn sweep(&self) {
+        if let Ok(live) = self.live.try_lock()
+            && let Some(live) = live.as_ref()
+        {
+            live.pool.sweep();
+        }
+    }
+
+    async fn live(&self, app: &App) -> Result<Arc<Live>, Failure> {
+        let mut slot = self.live.lock().await;
+        if let Some(live) = slot.as_ref() {
+            return Ok(Arc::clone(live));
+        }
+        let issued = app.broker.issue(&self.connection, self.principal.subject()).await?;
+        let target = Target::door(
+            &issued.door.directory,
+            &issued.door.database,
+            &issued.door.user,
+            issued.token.expose(),
+            app.config.limits.statement_timeout,
+        );
+        let live = Arc::new(Live {
+            pool: Pool::new(target, app.config.pool),
+            held: Mutex::new(Some(issued.held)),
+        });
+        *slot = Some(Arc::clone(&live));
+        Ok(live)
+    }
+
+    /// Gives up `dead`, unless another call already did.
+    async fn forget(&self, dead: &Arc<Live>) {
+        let mut slot = self.live.lock().await;
+        if slot.as_ref().is_some_and(|live| Arc::ptr_eq(live, dead)) {
+            dead.pool.close();
+            *slot = None;
+        }
+    }
+}
+
+impl Live {
+    fn held(&self) -> Option<Box<dyn Held>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}

@@ -1,0 +1,222 @@
+//! The MCP edge, in both protocol eras as rmcp speaks them.
+//!
+//! Invariants: the list of tools is fixed, in a fixed order, and the same for everybody; bad
+//! arguments and refusals are tool results with `isError`, only an unknown tool is a protocol
+//! error; a call ends, and its statement with it, when it is cancelled, when the input ends,
+//! and when the worker is told to stop.
+
+mod connect_named_storage;
+mod create_credential_token;
+mod disconnect;
+mod execute_query;
+mod execute_sql;
+mod list_connections;
+mod params;
+mod result_set;
+mod revoke_credential_token;
+mod schema;
+mod tool;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rmcp::model::{
+    CallToolRequestParams, CallToolResponse, CallToolResult, Implementation, ListToolsResult,
+    PaginatedRequestParams, ServerCapabilities, ServerConfig,
+};
+use rmcp::service::{RequestContext, serve_server_with_ct};
+use rmcp::{ErrorData, RoleServer, ServerHandler};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use self::tool::{Entry, entry};
+use crate::app::{App, Principal};
+use crate::error::Failure;
+use crate::shutdown::Watched;
+
+const NAME: &str = "credbroker-sql-worker";
+const INSTRUCTIONS: &str = "Runs SQL on named database connections. list_connections shows \
+    them; execute_sql needs nothing but a name. No tool takes or shows a password: a person \
+    stores it with `credbroker put NAME`. Pass values as params ($1 or :name), one statement \
+    a call; every call is a transaction of its own.";
+
+/// Half of the second in which the worker promises to be gone: answers may still leave.
+const DRAIN: Duration = Duration::from_millis(500);
+
+/// Serves one client until its input ends, it is lost, or `stop` fires.
+pub async fn serve<R, W>(
+    app: Arc<App>,
+    caller: Principal,
+    input: R,
+    output: W,
+    stop: CancellationToken,
+) where
+    R: AsyncRead + Send + Unpin + 'static,
+    W: AsyncWrite + Send + Unpin + 'static,
+{
+    let ended = stop.child_token();
+    let input = Watched::new(input, ended.clone());
+    let server = Server { app, caller, tools: tools(), ended: ended.clone() };
+    // rmcp watches `stop` itself. It is not told of the end of input, so that it answers what
+    // it has already read.
+    let serving = async {
+        match serve_server_with_ct(server, (input, output), stop.child_token()).await {
+            Ok(running) => {
+                let _reason = running.waiting().await;
+            }
+            // The error may quote what the client sent.
+            Err(_handshake) => tracing::info!("the client left before the handshake was done"),
+        }
+    };
+    tokio::pin!(serving);
+    tokio::select! {
+        () = &mut serving => return,
+        () = ended.cancelled() => {}
+    }
+    if timeout(DRAIN, serving).await.is_err() {
+        tracing::warn!("answers were left unsent");
+    }
+}
+
+/// The tools, in the order in which they are listed.
+fn tools() -> Vec<Entry> {
+    vec![
+        entry::<list_connections::ListConnections>(),
+        entry::<execute_sql::ExecuteSql>(),
+        entry::<create_credential_token::CreateCredentialToken>(),
+        entry::<revoke_credential_token::RevokeCredentialToken>(),
+        entry::<connect_named_storage::ConnectNamedStorage>(),
+        entry::<execute_query::ExecuteQuery>(),
+        entry::<disconnect::Disconnect>(),
+    ]
+}
+
+struct Server {
+    app: Arc<App>,
+    caller: Principal,
+    tools: Vec<Entry>,
+    ended: CancellationToken,
+}
+
+impl ServerHandler for Server {
+    fn get_info(&self) -> ServerConfig {
+        ServerConfig::new(ServerCapabilities::builder().enable_tools().build())
+            .with_server_info(Implementation::new(NAME, env!("CARGO_PKG_VERSION")))
+            .with_instructions(INSTRUCTIONS)
+    }
+
+    async fn list_tools(
+        &self,
+        _page: Option<PaginatedRequestParams>,
+        _context: RequestContext<RoleServer>,
+    ) -> Result<ListToolsResult, ErrorData> {
+        let tools = self.tools.iter().map(|entry| entry.definition.clone()).collect();
+        Ok(ListToolsResult { tools, ..ListToolsResult::default() })
+    }
+
+    async fn call_tool(
+        &self,
+        request: CallToolRequestParams,
+        context: RequestContext<RoleServer>,
+    ) -> Result<CallToolResponse, ErrorData> {
+        let entry = self.tools.iter().find(|entry| entry.definition.name == request.name);
+        let entry = entry.ok_or_else(|| ErrorData::invalid_params("unknown tool", None))?;
+        let arguments = request.arguments.unwrap_or_default();
+        let started = Instant::now();
+        let outcome = tokio::select! {
+            biased;
+            () = context.ct.cancelled() => Err(Failure::cancelled()),
+            () = self.ended.cancelled() => Err(Failure::cancelled()),
+            outcome = (entry.call)(&self.app, &self.caller, arguments) => outcome,
+        };
+        let code = outcome.as_ref().map_or_else(|failure| failure.code().as_str(), |_| "OK");
+        let elapsed_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        tracing::info!(tool = %entry.definition.name, code, elapsed_ms, "call");
+        Ok(match outcome {
+            Ok(output) => CallToolResult::structured(output),
+            Err(failure) => CallToolResult::structured_error(failure.to_json()),
+        }
+        .into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    /// Calls `visit` with every subschema.
+    fn walk(schema: &Value, visit: &mut dyn FnMut(&Value)) {
+        visit(schema);
+        for key in ["properties", "$defs"] {
+            for (_, inner) in schema[key].as_object().into_iter().flatten() {
+                walk(inner, visit);
+            }
+        }
+        for key in ["items", "additionalProperties"] {
+            let inner = &schema[key];
+            if !inner.is_null() && *inner != Value::Bool(false) {
+                walk(inner, visit);
+            }
+        }
+        for inner in schema["anyOf"].as_array().into_iter().flatten() {
+            walk(inner, visit);
+        }
+    }
+
+    #[test]
+    fn the_order_is_the_contracts() {
+        let names: Vec<_> = tools().into_iter().map(|entry| entry.definition.name).collect();
+        assert_eq!(
+            names,
+            [
+                "list_connections",
+                "execute_sql",
+                "create_credential_token",
+                "revoke_credential_token",
+                "connect_named_storage",
+                "execute_query",
+                "disconnect",
+            ]
+        );
+    }
+
+    #[test]
+    fn schemas_are_strict_and_portable() {
+        for entry in tools() {
+            let tool = entry.definition;
+            let input = Value::Object(tool.input_schema.as_ref().clone());
+            let output = Value::Object(tool.output_schema.unwrap().as_ref().clone());
+            for schema in [&input, &output] {
+                assert_eq!(schema["type"], "object", "{}", tool.name);
+                assert_eq!(schema["additionalProperties"], false, "{}", tool.name);
+                walk(schema, &mut |inner| {
+                    assert!(inner.is_object(), "{}: bare {inner}", tool.name);
+                    assert!(inner.get("format").is_none(), "{}: {inner}", tool.name);
+                    assert!(inner.get("$ref").is_none(), "{}: {inner}", tool.name);
+                    let typed = inner.get("type").is_some() || inner.get("anyOf").is_some();
+                    assert!(typed, "{}: {inner}", tool.name);
+                });
+            }
+            assert_eq!(output["required"], json!(["success"]), "{}", tool.name);
+            assert_eq!(output["properties"]["error"]["type"], "object", "{}", tool.name);
+            for (name, property) in input["properties"].as_object().into_iter().flatten() {
+                assert!(property["description"].is_string(), "{}.{name}", tool.name);
+            }
+        }
+    }
+
+    #[test]
+    fn every_tool_is_annotated_and_short() {
+        for entry in tools() {
+            let tool = entry.definition;
+            let hints = tool.annotations.unwrap();
+            assert!(hints.read_only_hint.is_some() && hints.open_world_hint == Some(false));
+            assert!(hints.destructive_hint.is_some() && hints.idempotent_hint.is_some());
+            assert!(tool.title.is_some());
+            assert!(tool.description.unwrap().len() < 500, "{}", tool.name);
+        }
+    }
+}

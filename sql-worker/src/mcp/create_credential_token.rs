@@ -1,0 +1,126 @@
+//! `create_credential_token`: a handle on a connection's own credential, for the caller.
+//!
+//! The arguments `username` and `password` are there because models know this tool with them.
+//! They are refused: what a model is given to pass on has already leaked. They are not read
+//! beyond whether they are there, and never repeated.
+
+use std::time::Duration;
+
+use schemars::JsonSchema;
+use serde::de::IgnoredAny;
+use serde::{Deserialize, Serialize};
+
+use super::list_connections::ConnectionResult;
+use super::tool::{Hints, Tool};
+use crate::app::{App, Principal};
+use crate::error::{Code, Failure};
+
+const MINUTES: std::ops::RangeInclusive<u64> = 1..=1440;
+const DEFAULT_MINUTES: u64 = 30;
+
+/// The tool.
+pub(super) struct CreateCredentialToken;
+
+/// For what, and for how long.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Arguments {
+    /// A name from list_connections.
+    database: String,
+    /// Leave out: refused. A person stores credentials with `credbroker put NAME`.
+    #[schemars(with = "Option<String>")]
+    username: Option<IgnoredAny>,
+    /// Leave out: refused. Never send a password.
+    #[schemars(with = "Option<String>")]
+    password: Option<IgnoredAny>,
+    /// How long the token lives; 30 when left out.
+    #[schemars(range(min = 1, max = 1440))]
+    expiry_minutes: Option<u64>,
+}
+
+/// The token.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct Output {
+    success: bool,
+    credential_token: String,
+    /// RFC 3339.
+    expires_at: String,
+    connection: ConnectionResult,
+}
+
+impl Arguments {
+    fn ttl(&self) -> Result<Duration, Failure> {
+        if self.username.is_some() || self.password.is_some() {
+            return Err(Failure::new(
+                Code::Unsupported,
+                "usernames and passwords are not taken here, because they would pass through \
+                 the model; nothing was stored",
+            )
+            .with_hint(
+                "a person runs `credbroker put NAME` on the host; then call this again with \
+                 database alone. A password that was sent here should be changed",
+            ));
+        }
+        let minutes = self.expiry_minutes.unwrap_or(DEFAULT_MINUTES);
+        if !MINUTES.contains(&minutes) {
+            return Err(Failure::invalid("expiry_minutes must be between 1 and 1440"));
+        }
+        Ok(Duration::from_secs(minutes * 60))
+    }
+}
+
+impl Tool for CreateCredentialToken {
+    const NAME: &'static str = "create_credential_token";
+    const TITLE: &'static str = "Create a credential token";
+    const DESCRIPTION: &'static str = "Makes a token for execute_sql on a connection's stored \
+        credential. It works for this caller only, lives for expiry_minutes (30 unless given, \
+        less where the broker says so), and can be revoked. Takes no passwords.";
+    const HINTS: Hints = Hints::Adds;
+    type Arguments = Arguments;
+    type Output = Output;
+
+    async fn run(app: &App, caller: &Principal, arguments: Arguments) -> Result<Output, Failure> {
+        let ttl = arguments.ttl()?;
+        let (token, expires, connection) =
+            app.create_token(caller, &arguments.database, ttl).await?;
+        Ok(Output {
+            success: true,
+            credential_token: token.expose().to_owned(),
+            expires_at: humantime::format_rfc3339_seconds(expires).to_string(),
+            connection: connection.into(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn ttl(arguments: serde_json::Value) -> Result<Duration, Failure> {
+        serde_json::from_value::<Arguments>(arguments).unwrap().ttl()
+    }
+
+    #[test]
+    fn minutes_have_a_default_and_bounds() {
+        assert_eq!(ttl(json!({"database": "d"})), Ok(Duration::from_secs(1800)));
+        let minutes = |m: u64| ttl(json!({"database": "d", "expiry_minutes": m}));
+        assert_eq!(minutes(1), Ok(Duration::from_secs(60)));
+        assert_eq!(minutes(1440), Ok(Duration::from_secs(86_400)));
+        assert!(minutes(0).is_err() && minutes(1441).is_err() && minutes(u64::MAX).is_err());
+    }
+
+    #[test]
+    fn a_password_is_refused_and_not_repeated() {
+        for given in [
+            json!({"database": "d", "password": "hunter2"}),
+            json!({"database": "d", "username": "hunter2"}),
+            json!({"database": "d", "password": {"hunter2": ["hunter2"]}}),
+        ] {
+            let failure = ttl(given).unwrap_err();
+            let text = failure.to_json().to_string();
+            assert!(text.contains("credbroker put NAME") && !text.contains("hunter2"), "{text}");
+        }
+    }
+}

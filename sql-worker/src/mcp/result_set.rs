@@ -1,0 +1,122 @@
+//! The result of a statement, as `execute_sql` and `execute_query` give it.
+
+use std::time::Duration;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::Serialize;
+use serde_json::Value;
+
+use super::params::any_value;
+use crate::sql::{Answer, Body};
+
+/// Columns and rows, or the number of affected rows.
+#[derive(Debug, Default, Serialize, JsonSchema)]
+pub(super) struct StatementResult {
+    success: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    columns: Option<Vec<ColumnResult>>,
+    /// One array of cells a row.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "rows_schema")]
+    rows: Option<Vec<Value>>,
+    /// The rows as CSV with a header line, when that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    csv: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    row_count: Option<usize>,
+    /// Whether the statement gave more than is shown.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    truncated: Option<bool>,
+    /// The limit that was met: max_rows, max_bytes or max_cell_bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    truncated_reason: Option<&'static str>,
+    /// For statements that return no rows.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    affected_rows: Option<u64>,
+    elapsed_ms: u64,
+}
+
+/// A column.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+struct ColumnResult {
+    name: String,
+    /// PostgreSQL's name of the type.
+    r#type: String,
+}
+
+fn rows_schema(_generator: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "description": "One array of cells a row.",
+        "type": "array",
+        "items": {"type": "array", "items": any_value()},
+    })
+}
+
+impl From<Answer> for StatementResult {
+    fn from(answer: Answer) -> Self {
+        match answer {
+            Answer::Done { affected_rows, elapsed } => Self {
+                success: true,
+                affected_rows: Some(affected_rows),
+                elapsed_ms: millis(elapsed),
+                ..Self::default()
+            },
+            Answer::Rows(set) => {
+                let columns = set.columns.into_iter();
+                let columns = columns
+                    .map(|column| ColumnResult { name: column.name, r#type: column.type_name });
+                let (rows, csv) = match set.body {
+                    Body::Rows(rows) => (Some(rows), None),
+                    Body::Csv(text) => (None, Some(text)),
+                };
+                Self {
+                    success: true,
+                    columns: Some(columns.collect()),
+                    rows,
+                    csv,
+                    row_count: Some(set.row_count),
+                    truncated: Some(set.cut.is_some()),
+                    truncated_reason: set.cut.map(|cut| cut.as_str()),
+                    affected_rows: None,
+                    elapsed_ms: millis(set.elapsed),
+                }
+            }
+        }
+    }
+}
+
+fn millis(elapsed: Duration) -> u64 {
+    u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::sql::{Column, Cut, ResultSet};
+
+    #[test]
+    fn the_shapes_are_the_contracts() {
+        let columns = vec![Column { name: "a".into(), type_name: "int4".into() }];
+        let elapsed = Duration::from_millis(3);
+        let set =
+            |body, cut| ResultSet { columns: columns.clone(), body, row_count: 1, cut, elapsed };
+        let to_json = |answer| serde_json::to_value(StatementResult::from(answer)).unwrap();
+        assert_eq!(
+            to_json(Answer::Rows(set(Body::Rows(vec![json!([1])]), Some(Cut::Rows)))),
+            json!({"success": true, "columns": [{"name": "a", "type": "int4"}], "rows": [[1]],
+                "row_count": 1, "truncated": true, "truncated_reason": "max_rows", "elapsed_ms": 3})
+        );
+        assert_eq!(
+            to_json(Answer::Rows(set(Body::Csv("a\r\n1\r\n".into()), None))),
+            json!({"success": true, "columns": [{"name": "a", "type": "int4"}],
+                "csv": "a\r\n1\r\n", "row_count": 1, "truncated": false, "elapsed_ms": 3})
+        );
+        assert_eq!(
+            to_json(Answer::Done { affected_rows: 2, elapsed }),
+            json!({"success": true, "affected_rows": 2, "elapsed_ms": 3})
+        );
+    }
+}

@@ -1,0 +1,203 @@
+//! JSON schemas that strict clients take, and arguments that do not fit them.
+//!
+//! Clients check results against the output schema even when `isError` is set, so it covers
+//! the error shape too: only `success` is required.
+
+use rmcp::model::JsonObject;
+use schemars::JsonSchema;
+use schemars::generate::SchemaSettings;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+use crate::error::Failure;
+
+/// The schema of a tool's arguments.
+pub(super) fn input<T: JsonSchema>() -> JsonObject {
+    let mut schema = generate::<T>();
+    schema.entry("properties").or_insert_with(|| json!({}));
+    schema
+}
+
+/// The schema of a tool's result, or of its failure.
+pub(super) fn output<T: JsonSchema>() -> JsonObject {
+    let mut schema = generate::<T>();
+    schema.insert("required".into(), json!(["success"]));
+    schema.insert("additionalProperties".into(), false.into());
+    if let Some(Value::Object(properties)) = schema.get_mut("properties") {
+        properties.insert("error".into(), error());
+    }
+    schema
+}
+
+/// Arguments as `T`.
+///
+/// # Errors
+/// `INVALID_REQUEST`, which says what does not fit the schema. The deserialiser's own text is
+/// not used: it repeats the value, and that may be a password in the wrong place.
+pub(super) fn read<T: DeserializeOwned + JsonSchema>(arguments: JsonObject) -> Result<T, Failure> {
+    let fault = fault(&input::<T>(), &arguments);
+    serde_json::from_value(Value::Object(arguments)).map_err(|_repeats_the_value| {
+        Failure::invalid(fault.unwrap_or_else(|| "the arguments do not fit the schema".to_owned()))
+    })
+}
+
+fn generate<T: JsonSchema>() -> JsonObject {
+    let settings = SchemaSettings::draft2020_12().with(|settings| {
+        settings.inline_subschemas = true;
+        settings.meta_schema = None;
+    });
+    let mut schema = settings.into_generator().into_root_schema_for::<T>().to_value();
+    tidy(&mut schema);
+    match schema {
+        Value::Object(mut schema) => {
+            schema.remove("title");
+            schema.remove("description");
+            schema
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Array(_) => {
+            JsonObject::new()
+        }
+    }
+}
+
+/// `format: uint64` and the like are unknown to validators, and an optional argument is left
+/// out rather than null. Names of properties are not keywords, so they are walked apart.
+fn tidy(schema: &mut Value) {
+    let Value::Object(object) = schema else { return };
+    object.remove("format");
+    if object.get("default") == Some(&Value::Null) {
+        object.remove("default");
+    }
+    if let Some(Value::Array(types)) = object.get_mut("type")
+        && types.len() == 2
+    {
+        types.retain(|name| name != "null");
+        if let [only] = types.as_slice() {
+            let only = only.clone();
+            object.insert("type".into(), only);
+        }
+    }
+    if let Some(Value::Array(choices)) = object.get_mut("anyOf") {
+        choices.retain(|choice| *choice != json!({"type": "null"}));
+        choices.iter_mut().for_each(tidy);
+        if let [only] = choices.as_slice() {
+            let only = only.clone();
+            object.remove("anyOf");
+            if let Value::Object(only) = only {
+                object.extend(only);
+            }
+        }
+    }
+    if let Some(Value::Array(allowed)) = object.get_mut("enum") {
+        allowed.retain(|value| !value.is_null());
+    }
+    if let Some(Value::Object(properties)) = object.get_mut("properties") {
+        properties.values_mut().for_each(tidy);
+    }
+    for key in ["items", "additionalProperties"] {
+        if let Some(inner) = object.get_mut(key) {
+            tidy(inner);
+        }
+    }
+}
+
+fn error() -> Value {
+    json!({
+        "type": "object",
+        "description": "Why it failed; present only then.",
+        "properties": {
+            "code": { "type": "string" },
+            "message": { "type": "string" },
+            "sqlstate": { "type": "string" },
+            "hint": { "type": "string" },
+        },
+        "required": ["code", "message"],
+        "additionalProperties": false,
+    })
+}
+
+/// What is wrong with `arguments`, in words that repeat none of them.
+fn fault(schema: &JsonObject, arguments: &JsonObject) -> Option<String> {
+    let properties = schema.get("properties").and_then(Value::as_object)?;
+    if arguments.keys().any(|name| !properties.contains_key(name)) {
+        let known: Vec<&str> = properties.keys().map(String::as_str).collect();
+        return Some(format!("unknown argument; the tool takes: {}", known.join(", ")));
+    }
+    let required = schema.get("required").and_then(Value::as_array).into_iter().flatten();
+    if let Some(missing) =
+        required.filter_map(Value::as_str).find(|name| !arguments.contains_key(*name))
+    {
+        return Some(format!("argument {missing} is missing"));
+    }
+    properties.iter().find_map(|(name, property)| {
+        let value = arguments.get(name)?;
+        if let Some(allowed) = property.get("enum").and_then(Value::as_array)
+            && !allowed.contains(value)
+        {
+            let allowed: Vec<&str> = allowed.iter().filter_map(Value::as_str).collect();
+            return Some(format!("argument {name} must be one of {}", allowed.join(", ")));
+        }
+        let wanted = property.get("type").and_then(Value::as_str)?;
+        let fits = match wanted {
+            "string" => value.is_string(),
+            "integer" => value.is_u64() || value.is_i64(),
+            "boolean" => value.is_boolean(),
+            "object" => value.is_object(),
+            "array" => value.is_array(),
+            _ => true,
+        };
+        (!fits).then(|| format!("argument {name} is not of type {wanted}"))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::Deserialize;
+
+    use super::*;
+
+    #[derive(Debug, Deserialize, JsonSchema)]
+    #[serde(deny_unknown_fields)]
+    struct Arguments {
+        /// A text.
+        #[expect(dead_code, reason = "only its schema matters")]
+        format: String,
+        #[expect(dead_code, reason = "only its schema matters")]
+        count: Option<u64>,
+    }
+
+    #[test]
+    fn a_property_may_be_called_like_a_keyword() {
+        assert_eq!(
+            Value::Object(input::<Arguments>()),
+            json!({
+                "type": "object",
+                "properties": {
+                    "format": {"type": "string", "description": "A text."},
+                    "count": {"type": "integer", "minimum": 0},
+                },
+                "required": ["format"],
+                "additionalProperties": false,
+            })
+        );
+    }
+
+    #[test]
+    fn faults_are_told_without_values() {
+        let cases = [
+            (json!({}), "argument format is missing"),
+            (json!({"format": 5}), "argument format is not of type string"),
+            (json!({"format": "x", "count": "hunter2"}), "argument count is not of type integer"),
+            (
+                json!({"format": "x", "hunter2": 1}),
+                "unknown argument; the tool takes: count, format",
+            ),
+            (json!({"format": "x", "count": -1}), "the arguments do not fit the schema"),
+        ];
+        for (arguments, message) in cases {
+            let Value::Object(arguments) = arguments else { unreachable!() };
+            let failure = read::<Arguments>(arguments).unwrap_err();
+            assert_eq!(failure.to_json()["error"]["message"], message);
+        }
+    }
+}

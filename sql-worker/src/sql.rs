@@ -1,0 +1,83 @@
+//! Statements, parameters and results. sqlx lives in here only.
+//!
+//! A call is: [`Statement::parse`] (pure) → [`Pool::lease`] → [`execute`]. Invariants:
+//! statements go by the extended protocol, one at a time; rows are streamed and bounded; a
+//! connection whose statement did not come to a clean end is closed, which is what ends the
+//! statement in the database, and never used again.
+
+mod csv;
+mod failure;
+mod lexer;
+mod limits;
+mod params;
+mod pool;
+mod postgres;
+mod types;
+mod value;
+
+use std::time::Duration;
+
+use serde_json::Value;
+
+pub(crate) use limits::MAX_ROWS_CEILING;
+pub use limits::{Cut, Limits};
+pub use params::{Params, Script};
+pub use pool::{Lease, Pool, PoolSettings, Target};
+pub use postgres::{Statement, execute};
+
+/// In which form rows are collected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Format {
+    /// An array of arrays.
+    #[default]
+    Json,
+    /// RFC 4180 text.
+    Csv,
+}
+
+/// What a statement gave.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Answer {
+    /// Rows, if only none of them.
+    Rows(ResultSet),
+    /// A statement without a result set.
+    Done {
+        /// Rows that it changed.
+        affected_rows: u64,
+        /// How long it took.
+        elapsed: Duration,
+    },
+}
+
+/// The rows of a statement, as many as the limits allowed.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ResultSet {
+    /// The columns, in order; names may repeat.
+    pub columns: Vec<Column>,
+    /// The rows.
+    pub body: Body,
+    /// How many rows there are in `body`.
+    pub row_count: usize,
+    /// Why there is less in `body` than the statement gave; `None` when all of it is there.
+    pub cut: Option<Cut>,
+    /// How long it took.
+    pub elapsed: Duration,
+}
+
+/// A column of a result set.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Column {
+    /// Its name in the result.
+    pub name: String,
+    /// PostgreSQL's name of its type: `int8`, `text[]`, ….
+    pub type_name: String,
+}
+
+/// Rows in the form that was asked for.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Body {
+    /// One array of cells a row.
+    Rows(Vec<Value>),
+    /// A header line and one record a row.
+    Csv(String),
+}

@@ -1,0 +1,148 @@
+//! What sqlx reports, as a [`Failure`]. The one place where its errors become text.
+//!
+//! sqlx's own texts are never used: some hold host names, paths or statements. Of a server's
+//! error only `message`, `hint` and SQLSTATE pass; `detail`, `where` and the rest hold values.
+
+use std::borrow::Cow;
+
+use sqlx::postgres::PgDatabaseError;
+
+use crate::error::{Code, Failure};
+
+/// A login through a door that failed; no statement was sent.
+pub(super) fn of_connect(error: &sqlx::Error) -> Failure {
+    let Some(error) = database(error) else {
+        return Failure::new(Code::BrokerUnreachable, "the broker's door does not answer");
+    };
+    let refused = |code, message| Failure::new(code, message).with_reference(reference(error));
+    // The door names its reason in the routine field; several reasons share a SQLSTATE. What
+    // has none of these is the database's own answer.
+    match error.routine().unwrap_or_default() {
+        "HANDLE_INVALID" | "HANDLE_EXPIRED" => Failure::handle_invalid(),
+        "ACCESS_DENIED" => refused(Code::AccessDenied, "access denied"),
+        "LIMIT_REACHED" => {
+            refused(Code::LimitReached, "too many sessions or requests; try again later")
+        }
+        "DRAINING" => refused(Code::Draining, "the broker is shutting down"),
+        "INVALID_REQUEST" => {
+            refused(Code::InvalidRequest, "the broker refused how the session was opened")
+        }
+        "UPSTREAM_UNREACHABLE" => {
+            refused(Code::UpstreamUnreachable, "the database cannot be reached")
+        }
+        "UPSTREAM_REFUSED" => {
+            refused(Code::UpstreamRefused, "the database refused the broker's credential")
+        }
+        "UPSTREAM_UNTRUSTED" => {
+            refused(Code::UpstreamUntrusted, "the database did not prove who it is")
+        }
+        "AUDIT_UNAVAILABLE" => {
+            refused(Code::AuditUnavailable, "the broker's audit log cannot be written")
+        }
+        "UNSUPPORTED" => refused(Code::Unsupported, "the broker does not offer this"),
+        "INTERNAL" => refused(Code::Internal, "the broker met a fault of its own"),
+        _ => Failure::new(Code::SqlError, error.message().to_owned())
+            .with_sqlstate(error.code().to_owned()),
+    }
+}
+
+/// A statement that failed, or whose session was lost. `values` are taken out of the text.
+pub(super) fn of_statement(error: &sqlx::Error, values: &[Option<String>]) -> Failure {
+    if let sqlx::Error::Protocol(_) = error {
+        return Failure::new(Code::Unsupported, "the database answered in an unexpected way")
+            .with_hint("COPY between client and server is not supported; use SELECT or INSERT");
+    }
+    let Some(error) = database(error) else {
+        return Failure::new(
+            Code::UpstreamUnreachable,
+            "the session was lost while the statement ran; its effects are unknown",
+        );
+    };
+    let code = match error.code() {
+        "57014" if error.message().contains("statement timeout") => Code::Timeout,
+        "57014" | "57P01" | "57P02" | "57P03" => Code::Cancelled,
+        _ => Code::SqlError,
+    };
+    let failure = Failure::new(code, without_values(error.message(), values))
+        .with_sqlstate(error.code().to_owned());
+    match hint(error) {
+        Some(hint) => failure.with_hint(hint),
+        None => failure,
+    }
+}
+
+/// Whether the statement left a transaction open, as the answer to DISCARD ALL tells.
+pub(super) fn is_open_transaction(error: &sqlx::Error) -> bool {
+    database(error).is_some_and(|error| matches!(error.code(), "25001" | "25P02"))
+}
+
+/// Whether the server refused, and so the session is still in step.
+pub(super) fn is_in_step(error: &sqlx::Error) -> bool {
+    database(error).is_some_and(|error| !error.code().starts_with("57P"))
+}
+
+fn database(error: &sqlx::Error) -> Option<&PgDatabaseError> {
+    error.as_database_error()?.try_downcast_ref::<PgDatabaseError>()
+}
+
+/// The number after `ref=` in a door's message.
+fn reference(error: &PgDatabaseError) -> Option<u64> {
+    let (_, after) = error.message().split_once("ref=")?;
+    after.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+}
+
+fn hint(error: &PgDatabaseError) -> Option<Cow<'static, str>> {
+    let own = match error.code() {
+        "42601" if error.message().contains("multiple commands") => {
+            Some("send one statement a call")
+        }
+        "42P18" => Some("say which type the parameter has: CAST($1 AS integer)"),
+        _ => None,
+    };
+    own.map(Cow::Borrowed).or_else(|| error.hint().map(|hint| hint.to_owned().into()))
+}
+
+/// PostgreSQL quotes the input that it could not read: `… for type integer: "abc"`.
+fn without_values(message: &str, values: &[Option<String>]) -> String {
+    let mut message = message.to_owned();
+    for value in values.iter().flatten().filter(|value| !value.is_empty()) {
+        message = message.replace(&format!("\"{value}\""), "(the parameter's value)");
+        if value.len() >= 4 {
+            message = message.replace(value.as_str(), "(the parameter's value)");
+        }
+    }
+    message
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bound_values_do_not_come_back() {
+        let values = [Some("hunter2".to_owned()), None, Some("1".to_owned()), Some(String::new())];
+        assert_eq!(
+            without_values("invalid input syntax for type integer: \"hunter2\"", &values),
+            "invalid input syntax for type integer: (the parameter's value)"
+        );
+        assert_eq!(
+            without_values("column 1 is \"1\"", &values),
+            "column 1 is (the parameter's value)"
+        );
+        assert_eq!(
+            without_values("Token \"hunter2,\" is invalid", &values),
+            "Token \"(the parameter's value),\" is invalid"
+        );
+    }
+
+    #[test]
+    fn what_is_no_server_message_gets_a_fixed_text() {
+        let error = sqlx::Error::Protocol("host db.internal".into());
+        assert_eq!(of_statement(&error, &[]).code(), Code::Unsupported);
+        let error = sqlx::Error::Io(std::io::Error::other("/run/secret/path"));
+        let failure = of_connect(&error);
+        assert_eq!(failure.code(), Code::BrokerUnreachable);
+        assert!(!failure.to_string().contains("path"));
+        assert_eq!(of_statement(&error, &[]).code(), Code::UpstreamUnreachable);
+    }
+}

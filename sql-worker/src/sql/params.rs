@@ -1,0 +1,333 @@
+//! Parameters: from JSON and `:name` to `$n` and text.
+//!
+//! Every value travels beside the statement as text and is turned into its type by the
+//! database, `CAST($n::text AS type)`, where `type` is what the database itself inferred for
+//! that parameter. So every type works, extensions included, and no value enters SQL text.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+
+use super::lexer::{Kind, Token, tokens};
+use crate::error::Failure;
+
+/// What a caller gives for a statement's parameters.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub enum Params {
+    /// Nothing.
+    #[default]
+    None,
+    /// For `$1`, `$2`, ….
+    List(Vec<Value>),
+    /// For `:name`.
+    Named(BTreeMap<String, Value>),
+}
+
+/// A statement, cut at its parameters.
+#[derive(Debug)]
+pub struct Script<'a> {
+    tokens: Vec<Token<'a>>,
+    names: Vec<&'a str>,
+}
+
+impl<'a> Script<'a> {
+    /// Reads `sql`; everything that is not a parameter is kept as it is.
+    #[must_use]
+    pub fn parse(sql: &'a str) -> Self {
+        let tokens = tokens(sql);
+        let mut names: Vec<&str> = Vec::new();
+        for token in tokens.iter().filter(|token| token.kind == Kind::Name) {
+            let name = token.text.trim_start_matches(':');
+            if !names.contains(&name) {
+                names.push(name);
+            }
+        }
+        Self { tokens, names }
+    }
+
+    /// The names of the `:name` parameters, in the order in which they first appear.
+    #[must_use]
+    pub fn names(&self) -> &[&'a str] {
+        &self.names
+    }
+
+    /// Matches the parameters with the statement.
+    ///
+    /// # Errors
+    /// `INVALID_REQUEST` when one is missing or left over, naming it.
+    pub(super) fn bind(self, params: &Params) -> Result<Bound<'a>, Failure> {
+        let highest = self.positions().max().unwrap_or(0);
+        let values = match params {
+            Params::Named(_) if highest > 0 => {
+                return Err(Failure::invalid(
+                    "params is an object, but the statement uses $1: use :name, or give a list",
+                ));
+            }
+            Params::Named(given) => self.named_values(given)?,
+            Params::None | Params::List(_) => {
+                let given: &[Value] = if let Params::List(list) = params { list } else { &[] };
+                if let (Some(name), true) = (self.names.first(), given.is_empty()) {
+                    return Err(Failure::invalid(format!("no value is given for :{name}")));
+                }
+                if highest != given.len() {
+                    return Err(Failure::invalid(format!(
+                        "the statement uses {highest} positional parameter(s), {} given",
+                        given.len()
+                    )));
+                }
+                given.to_vec()
+            }
+        };
+        Ok(Bound { named: matches!(params, Params::Named(_)), script: self, values })
+    }
+
+    fn named_values(&self, given: &BTreeMap<String, Value>) -> Result<Vec<Value>, Failure> {
+        if given.keys().any(|name| !self.names.contains(&name.as_str())) {
+            // The stray name is the caller's own text, and may be anything.
+            return Err(Failure::invalid(format!(
+                "params has a name that the statement does not use; it uses: {}",
+                self.names.join(", ")
+            )));
+        }
+        let value = |name: &&str| {
+            let missing = || Failure::invalid(format!("no value is given for :{name}"));
+            given.get(*name).cloned().ok_or_else(missing)
+        };
+        self.names.iter().map(value).collect()
+    }
+
+    fn positions(&self) -> impl Iterator<Item = usize> {
+        self.tokens.iter().filter_map(position)
+    }
+
+    /// The words of the statement, without strings, identifiers in quotes and comments.
+    fn words(&self) -> impl Iterator<Item = &'a str> {
+        self.tokens.iter().filter(|token| token.kind == Kind::Word).map(|token| token.text)
+    }
+}
+
+/// A statement and a value for each of its parameters.
+#[derive(Debug)]
+pub(super) struct Bound<'a> {
+    script: Script<'a>,
+    values: Vec<Value>,
+    named: bool,
+}
+
+impl Bound<'_> {
+    /// One value a parameter: the first is that of `$1`.
+    pub(super) fn values(&self) -> &[Value] {
+        &self.values
+    }
+
+    /// The statement with every parameter, counted from zero, written by `write`.
+    pub(super) fn render(&self, write: impl Fn(usize) -> String) -> String {
+        let mut sql = String::new();
+        for token in &self.script.tokens {
+            match self.index(token) {
+                Some(index) => sql.push_str(&write(index)),
+                None => sql.push_str(token.text),
+            }
+        }
+        sql
+    }
+
+    /// [`render`](Self::render) without what ends the statement, for use inside another.
+    pub(super) fn render_inner(&self, write: impl Fn(usize) -> String) -> String {
+        let semicolon = |token: &Token<'_>| token.kind == Kind::Symbol && token.text == ";";
+        let end = self.script.tokens.iter().position(semicolon);
+        let end = end.unwrap_or(self.script.tokens.len());
+        let mut sql = String::new();
+        for token in self.script.tokens.iter().take(end) {
+            match self.index(token) {
+                Some(index) => sql.push_str(&write(index)),
+                None => sql.push_str(token.text),
+            }
+        }
+        sql
+    }
+
+    /// Whether the statement may change something by what it says itself. Where this is
+    /// wrong, a long result is read to its end, or a function's effects are rolled back.
+    pub(super) fn may_write(&self) -> bool {
+        let is_write = |word: &str| {
+            ["insert", "update", "delete", "merge", "call", "do", "refresh", "create"]
+                .iter()
+                .any(|write| word.eq_ignore_ascii_case(write))
+        };
+        self.script.words().any(is_write)
+    }
+
+    /// Whether it is a COPY between server and client, which has no result set.
+    pub(super) fn is_client_copy(&self) -> bool {
+        let mut words = self.script.words();
+        words.next().is_some_and(|word| word.eq_ignore_ascii_case("copy"))
+            && words.any(|word| {
+                word.eq_ignore_ascii_case("stdin") || word.eq_ignore_ascii_case("stdout")
+            })
+    }
+
+    fn index(&self, token: &Token<'_>) -> Option<usize> {
+        if self.named && token.kind == Kind::Name {
+            let name = token.text.trim_start_matches(':');
+            return self.script.names.iter().position(|known| *known == name);
+        }
+        position(token).and_then(|number| number.checked_sub(1))
+    }
+}
+
+fn position(token: &Token<'_>) -> Option<usize> {
+    if token.kind != Kind::Position {
+        return None;
+    }
+    // A number too large for usize is too large for PostgreSQL as well.
+    Some(token.text.trim_start_matches('$').parse().unwrap_or(usize::MAX))
+}
+
+/// The text in which PostgreSQL reads `value` as a parameter of type `type_name`.
+///
+/// Strings go as they are (for json, as JSON text, as in other drivers); arrays become array
+/// literals, or JSON where the type is json or jsonb. `None` is NULL.
+///
+/// # Errors
+/// `INVALID_REQUEST` for an array or object where the type takes none; it tells the
+/// parameter's number, never its value.
+pub(super) fn to_text(
+    value: &Value,
+    type_name: &str,
+    number: usize,
+) -> Result<Option<String>, Failure> {
+    let is_json = matches!(type_name, "json" | "jsonb");
+    let wrong = |what: &str| {
+        Failure::invalid(format!(
+            "parameter {number} is an {what}, but the statement wants {type_name} there"
+        ))
+    };
+    Ok(match value {
+        Value::Null => None,
+        Value::Bool(flag) => Some(flag.to_string()),
+        Value::Number(number) => Some(number.to_string()),
+        Value::String(text) => Some(text.clone()),
+        Value::Array(_) | Value::Object(_) if is_json => Some(value.to_string()),
+        Value::Array(items) => {
+            let element = type_name.strip_suffix("[]").ok_or_else(|| wrong("array"))?;
+            Some(array_literal(items, matches!(element, "json" | "jsonb"), &wrong)?)
+        }
+        Value::Object(_) => return Err(wrong("object")),
+    })
+}
+
+fn array_literal(
+    items: &[Value],
+    of_json: bool,
+    wrong: &dyn Fn(&str) -> Failure,
+) -> Result<String, Failure> {
+    let mut parts = Vec::with_capacity(items.len());
+    for item in items {
+        parts.push(match item {
+            Value::Null => "NULL".to_owned(),
+            Value::Array(_) | Value::Object(_) if of_json => quote(&item.to_string()),
+            Value::Array(inner) => array_literal(inner, of_json, wrong)?,
+            Value::Object(_) => return Err(wrong("array of objects")),
+            Value::Bool(flag) => flag.to_string(),
+            Value::Number(number) => number.to_string(),
+            Value::String(text) => quote(text),
+        });
+    }
+    Ok(format!("{{{}}}", parts.join(",")))
+}
+
+/// An element of an array literal, PostgreSQL 8.15.6.
+fn quote(text: &str) -> String {
+    format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn named(value: Value) -> Params {
+        Params::Named(serde_json::from_value(value).unwrap())
+    }
+
+    #[test]
+    fn names_become_numbers_and_repeat() {
+        let script = Script::parse("select :b, ':b', :a, :b::text; -- :c");
+        let bound = script.bind(&named(json!({"a": 1, "b": "x"}))).unwrap();
+        assert_eq!(bound.values(), [json!("x"), json!(1)]);
+        let sql = bound.render(|index| format!("${}", index + 1));
+        assert_eq!(sql, "select $1, ':b', $2, $1::text; -- :c");
+        let inner = bound.render_inner(|index| format!("${}", index + 1));
+        assert_eq!(inner, "select $1, ':b', $2, $1::text");
+    }
+
+    #[test]
+    fn what_is_missing_or_left_over_is_said_without_values() {
+        let cases = [
+            ("select :a", Params::None, "no value is given for :a"),
+            ("select :a, :b", named(json!({"a": 1})), "no value is given for :b"),
+            (
+                "select :a",
+                named(json!({"a": 1, "hunter2": 1})),
+                "params has a name that the statement does not use; it uses: a",
+            ),
+            (
+                "select $1, $3",
+                Params::List(vec![json!(1)]),
+                "the statement uses 3 positional parameter(s), 1 given",
+            ),
+            (
+                "select 1",
+                Params::List(vec![json!("hunter2")]),
+                "the statement uses 0 positional parameter(s), 1 given",
+            ),
+            (
+                "select $1",
+                named(json!({})),
+                "params is an object, but the statement uses $1: use :name, or give a list",
+            ),
+        ];
+        for (sql, params, message) in cases {
+            let failure = Script::parse(sql).bind(&params).unwrap_err();
+            assert_eq!(failure.to_json()["error"]["message"], message, "{sql}");
+        }
+    }
+
+    #[test]
+    fn values_become_text() {
+        let cases = [
+            (json!(null), "int4", None),
+            (json!(true), "boolean", Some("true")),
+            (json!(9_007_199_254_740_993_i64), "bigint", Some("9007199254740993")),
+            (json!("a'b"), "text", Some("a'b")),
+            (json!({"a": [1]}), "jsonb", Some(r#"{"a":[1]}"#)),
+            (json!([1, null, 2]), "integer[]", Some("{1,NULL,2}")),
+            (
+                json!([["a\"b", "c\\"], ["", "NULL"]]),
+                "text[]",
+                Some(r#"{{"a\"b","c\\"},{"","NULL"}}"#),
+            ),
+            (json!([{"a": "b"}]), "jsonb[]", Some(r#"{"{\"a\":\"b\"}"}"#)),
+            (json!([]), "text[]", Some("{}")),
+        ];
+        for (value, type_name, expected) in cases {
+            let text = to_text(&value, type_name, 1).unwrap();
+            assert_eq!(text.as_deref(), expected, "{value} as {type_name}");
+        }
+        assert!(to_text(&json!([1]), "integer", 1).is_err());
+        assert!(to_text(&json!({}), "text", 1).is_err());
+        assert!(to_text(&json!([{}]), "text[]", 1).is_err());
+    }
+
+    #[test]
+    fn writes_are_told_from_reads() {
+        let bound = |sql| Script::parse(sql).bind(&Params::None).unwrap();
+        assert!(bound("with x as (delete from t returning *) select * from x").may_write());
+        assert!(bound("INSERT into t default values returning a").may_write());
+        assert!(!bound("select 'update', \"delete\" from t -- insert").may_write());
+        assert!(bound("copy t from stdin").is_client_copy());
+        assert!(!bound("select 'copy stdin'").is_client_copy());
+    }
+}
