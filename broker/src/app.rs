@@ -3,7 +3,6 @@
 
 #![forbid(unsafe_code)]
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -25,7 +24,7 @@ use crate::exit::Exit;
 use crate::handle::ExpiryQueue;
 use crate::harden::{self, HardenError, Inherited, Paths};
 use crate::health::{self, Unhealthy};
-use crate::peer::{BindError, Listener};
+use crate::peer::{BindError, Listener, SocketAccess};
 use crate::posture::Posture;
 use crate::shutdown::Signals;
 use crate::source::SourceError;
@@ -74,8 +73,8 @@ struct App {
     core: Core,
     expiry: ExpiryQueue,
     listeners: Listeners,
-    /// Held for as long as the sockets are ours.
-    _runtime_dir: RuntimeDir,
+    /// Held for as long as the sockets are ours; absent when they are the service manager's.
+    _runtime_dir: Option<RuntimeDir>,
 }
 
 struct Listeners {
@@ -121,8 +120,7 @@ fn start(places: &Places) -> Result<App, StartError> {
     let arena = Arena::map(config.arena.backend, config.arena.capacity)?;
     let mut posture = Posture::find(&config, &arena);
     let audit = Audit::open(&config.audit)?;
-    let runtime_dir = RuntimeDir::prepare(&config)?;
-    let listeners = Listeners::open(&runtime_dir, inherited)?;
+    let (listeners, runtime_dir) = Listeners::open(&config, inherited)?;
     let credentials = Credentials::load(&config, &arena)?;
     posture.sandbox = Some(harden::late(&sandbox_paths(&config))?);
 
@@ -173,18 +171,25 @@ fn serve(app: App, runtime: &Runtime) -> std::io::Result<()> {
 }
 
 impl Listeners {
-    /// Takes what the service manager passed, and binds the rest.
-    fn open(dir: &RuntimeDir, mut inherited: Inherited) -> Result<Self, StartError> {
+    /// Takes what the service manager passed, and binds the rest. The directory is prepared only
+    /// for what is bound here: one that the service manager made may not be ours to write in.
+    fn open(
+        config: &Config,
+        mut inherited: Inherited,
+    ) -> Result<(Self, Option<RuntimeDir>), StartError> {
+        let all_passed = inherited.has(BROKER) && inherited.has(POSTGRES);
+        let dir = if all_passed { None } else { Some(RuntimeDir::prepare(config)?) };
+        let access = dir.as_ref().map_or(SocketAccess::Owner, RuntimeDir::access);
         let mut open = |name: &str, path: PathBuf| match inherited.take(name) {
             Some(socket) => Listener::from_service_manager(socket, name),
-            None => Listener::bind(&path, dir.access()),
+            None => Listener::bind(&path, access),
         };
-        let broker = open(BROKER, dir.path().join(credbroker_proto::BROKER_SOCKET))?;
-        let postgres = open(POSTGRES, dir.postgres_socket())?;
+        let broker = open(BROKER, config.broker_socket())?;
+        let postgres = open(POSTGRES, config.postgres_socket())?;
         match inherited.left().first() {
             // An unknown socket would be open to callers and served by nobody.
             Some(unknown) => Err(StartError::UnknownSocket((*unknown).to_owned())),
-            None => Ok(Self { broker, postgres }),
+            None => Ok((Self { broker, postgres }, dir)),
         }
     }
 }
@@ -287,12 +292,4 @@ fn complain(why: &StartError) {
         cause = deeper.source();
     }
     eprintln!("credbrokerd: {text}");
-}
-
-/// Directories are made below ones that were checked.
-fn make_dir(path: &Path) -> std::io::Result<()> {
-    match fs::create_dir(path) {
-        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
-        other => other,
-    }
 }

@@ -7,8 +7,7 @@
 //! call a verb and encode; they decide nothing.
 //!
 //! Locking: the handle table and the session registry are one state under one mutex, which is
-//! never held across an `.await`, a write to the audit log excepted by design: none is made
-//! under it.
+//! held neither across an `.await` nor across a write to the audit log.
 
 #![forbid(unsafe_code)]
 

@@ -35,6 +35,11 @@ pub(crate) struct HardenError {
 pub(crate) struct Inherited(Vec<(String, OwnedFd)>);
 
 impl Inherited {
+    /// Whether a socket of that name was passed.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.0.iter().any(|(own, _)| own == name)
+    }
+
     /// Takes the socket of that name out.
     pub(crate) fn take(&mut self, name: &str) -> Option<OwnedFd> {
         let place = self.0.iter().position(|(own, _)| own == name)?;

@@ -10,7 +10,6 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FlockOperation, OFlags, flock};
 use thiserror::Error;
 
-use super::make_dir;
 use crate::config::Config;
 use crate::peer::{Gid, SocketAccess, Uid};
 
@@ -20,8 +19,6 @@ const WRITABLE_BY_OTHERS: u32 = 0o022;
 /// The directory is ours to bind in, until this is dropped.
 #[derive(Debug)]
 pub(super) struct RuntimeDir {
-    path: PathBuf,
-    postgres: PathBuf,
     access: SocketAccess,
     _lock: File,
 }
@@ -80,15 +77,7 @@ impl RuntimeDir {
                 RuntimeDirError::Io { config, path, source }
             }
         })?;
-        Ok(Self { path, postgres, access, _lock: lock })
-    }
-
-    pub(super) fn path(&self) -> &Path {
-        &self.path
-    }
-
-    pub(super) fn postgres_socket(&self) -> PathBuf {
-        self.postgres.join(".s.PGSQL.5432")
+        Ok(Self { access, _lock: lock })
     }
 
     pub(super) fn access(&self) -> SocketAccess {
@@ -155,4 +144,12 @@ fn lock(path: &Path) -> io::Result<File> {
         .open(path)?;
     flock(&file, FlockOperation::NonBlockingLockExclusive)?;
     Ok(file)
+}
+
+/// The last directory only: what it stands in is the operator's.
+fn make_dir(path: &Path) -> io::Result<()> {
+    match fs::create_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        made => made,
+    }
 }
