@@ -14,7 +14,7 @@ use std::time::SystemTime;
 
 use serde::Deserialize;
 use thiserror::Error;
-use tracing::{error, info};
+use tracing::{debug, error, info};
 
 pub(crate) use self::chain::Chain;
 pub(crate) use self::record::{Event, Outcome, Record};
@@ -156,7 +156,9 @@ impl Audit {
     pub(crate) fn settle(&self) {
         let file = {
             let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
-            let _ = writer.flush_waiting();
+            if !writer.writable {
+                writer.try_again();
+            }
             writer.sinks.dirty_file()
         };
         // Outside the lock: a slow disk must not hold up the next record.
@@ -169,6 +171,18 @@ impl Audit {
 }
 
 impl Writer {
+    /// The log failed before: looks for a way to write it again, without waiting for a request.
+    fn try_again(&mut self) {
+        if let Err(error) = self.sinks.recover() {
+            debug!(%error, "the audit log is still not to be had");
+            return;
+        }
+        if self.flush_waiting().is_ok() && !self.writable {
+            // Nothing waited. Whether it can be written shows at the next record.
+            self.writable = true;
+        }
+    }
+
     fn flush_waiting(&mut self) -> Result<(), AuditUnavailable> {
         while let Some(line) = self.waiting.pop_front() {
             if let Err(unavailable) = self.write(&line) {
@@ -249,6 +263,23 @@ pub(crate) mod tests {
             std::fs::read_to_string(&path).unwrap().replace("broker.started", "broker.stopped");
         std::fs::write(&path, text).unwrap();
         assert!(matches!(Audit::open(&config(&path)), Err(SinkError::BrokenTail { .. })));
+    }
+
+    #[test]
+    fn a_deleted_log_grants_nothing_until_there_is_a_new_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("audit.jsonl");
+        let audit = audit_at(&path);
+        let issue = || audit.before(&Record::new(Event::HandleIssued, Outcome::Allowed), ());
+        assert!(issue().is_ok());
+        std::fs::remove_file(&path).unwrap();
+        assert!(issue().is_err());
+        audit.always(&Record::new(Event::HandleRevoked, Outcome::Done));
+        audit.settle();
+        assert!(issue().is_ok());
+        let lines = lines(&path);
+        assert_eq!(lines.len(), 2, "the revocation waited, the refused grant left nothing");
+        assert!(lines[0].contains("handle.revoked") && lines[0].contains("\"seq\":2"));
     }
 
     #[test]

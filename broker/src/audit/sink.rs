@@ -71,6 +71,7 @@ pub(super) struct Sinks {
 
 #[derive(Debug)]
 struct LogFile {
+    path: PathBuf,
     file: File,
     /// Where the last whole line ends: a line that was cut short by a full disk is taken back.
     len: u64,
@@ -102,6 +103,11 @@ impl Sinks {
         Ok(())
     }
 
+    /// Tries to come by a file that can be written again.
+    pub(super) fn recover(&mut self) -> Result<(), SinkError> {
+        self.file.as_mut().map_or(Ok(()), LogFile::recover)
+    }
+
     /// A descriptor to sync, if something was written since the last time.
     pub(super) fn dirty_file(&mut self) -> Option<File> {
         let log = self.file.as_mut().filter(|log| log.dirty)?;
@@ -115,7 +121,13 @@ impl Sinks {
     pub(super) fn failing() -> Self {
         let file = File::open("/dev/null").unwrap();
         Self {
-            file: Some(LogFile { file, len: 0, dirty: false, durability: Durability::Write }),
+            file: Some(LogFile {
+                path: "/dev/null".into(),
+                file,
+                len: 0,
+                dirty: false,
+                durability: Durability::Write,
+            }),
             stdout: false,
         }
     }
@@ -158,10 +170,17 @@ impl LogFile {
         if torn.is_some() {
             file.set_len(whole.end).map_err(failed)?;
         }
-        Ok((Self { file, len: whole.end, dirty: false, durability }, Tail { head, torn }))
+        Ok((
+            Self { path: path.to_owned(), file, len: whole.end, dirty: false, durability },
+            Tail { head, torn },
+        ))
     }
 
     fn append(&mut self, line: &[u8]) -> io::Result<()> {
+        if self.is_deleted() {
+            // The write would succeed, and nobody would ever read it.
+            return Err(io::Error::new(io::ErrorKind::NotFound, "the file was deleted"));
+        }
         let written = self.file.write_all(line).and_then(|()| match self.durability {
             Durability::Write => Ok(()),
             Durability::Fsync => rustix::fs::fdatasync(&self.file).map_err(io::Error::from),
@@ -174,6 +193,26 @@ impl LogFile {
         }
         self.len += line.len() as u64;
         self.dirty = self.durability == Durability::Write;
+        Ok(())
+    }
+}
+
+impl LogFile {
+    fn is_deleted(&self) -> bool {
+        rustix::fs::fstat(&self.file).is_ok_and(|stat| stat.st_nlink == 0)
+    }
+
+    /// Makes a new file where a deleted one was. The chain goes on in it: that its first record
+    /// is not number 1 shows that something is missing.
+    fn recover(&mut self) -> Result<(), SinkError> {
+        if self.is_deleted() {
+            let (fresh, tail) = Self::open(&self.path, self.durability)?;
+            if tail.head.is_some() || tail.torn.is_some() {
+                // Somebody else's log is in the place of ours.
+                return Err(SinkError::InUse { path: self.path.clone() });
+            }
+            *self = fresh;
+        }
         Ok(())
     }
 }
