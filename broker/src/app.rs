@@ -9,7 +9,9 @@ use std::time::Duration;
 use thiserror::Error;
 use tokio::runtime::Runtime;
 use tracing::{error, info};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::layer::{Layer as _, SubscriberExt as _};
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 use self::runtime_dir::{RuntimeDir, RuntimeDirError};
 use crate::arena::{Arena, RegionError};
@@ -258,16 +260,17 @@ impl StartError {
     }
 }
 
-/// `CREDBROKERD_LOG` takes tracing's directives; the default tells what an operator acts on.
+/// Only this program's own lines: what libraries log at lower levels is not ours to vouch for.
+/// `CREDBROKERD_LOG` is one of error, warn, info, debug, trace.
 fn log_to_stderr() {
-    let filter =
-        EnvFilter::try_from_env("CREDBROKERD_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let level = std::env::var("CREDBROKERD_LOG").ok().and_then(|level| level.parse().ok());
+    let own =
+        Targets::new().with_target(env!("CARGO_CRATE_NAME"), level.unwrap_or(LevelFilter::INFO));
+    let lines = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
         .with_ansi(false)
-        .with_target(false)
-        .init();
+        .with_target(false);
+    tracing_subscriber::registry().with(lines.with_filter(own)).init();
 }
 
 #[expect(clippy::print_stdout, reason = "the answer of a command goes to standard output")]

@@ -51,6 +51,7 @@ pub mod exit;
 mod handle;
 mod harden;
 mod health;
+mod lobby;
 mod notify;
 pub mod peer;
 pub mod policy;

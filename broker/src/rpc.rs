@@ -5,24 +5,24 @@
 
 #![forbid(unsafe_code)]
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use credbroker_proto::v1::handle_service_server::HandleServiceServer;
 use hyper::server::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tonic::service::Routes;
 use tonic_health::ServingStatus;
 use tonic_health::pb::health_server::{Health, HealthServer};
 use tonic_health::server::HealthReporter;
-use tonic_reflection::server::Builder as Reflection;
-use tracing::{debug, warn};
+use tonic_reflection::server::v1::{ServerReflection, ServerReflectionServer};
+use tonic_reflection::server::{Builder as Reflection, Error as ReflectionError};
+use tracing::{debug, error};
 
 use self::handles::Handles;
 use crate::core::Core;
+use crate::lobby::Lobby;
 use crate::peer::{Accepted, Accepting, Peer};
 
 mod convert;
@@ -46,21 +46,25 @@ const FINISH_WITHIN: Duration = Duration::from_secs(5);
 
 /// Serves `broker.sock` until `core` drains.
 pub(crate) async fn serve<H: Health>(listener: Accepting, core: Core, health: HealthServer<H>) {
-    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let lobby = Lobby::new(MAX_CONNECTIONS);
+    let reflection = match reflection() {
+        Ok(reflection) => reflection,
+        Err(error) => return error!(%error, "the descriptors of the contract cannot be read"),
+    };
     loop {
         let accepted = tokio::select! {
             () = core.draining() => return,
             accepted = listener.accept() => accepted,
         };
         let Accepted { stream, peer } = accepted;
-        let Ok(slot) = Arc::clone(&slots).try_acquire_owned() else {
-            warn!(uid = %peer.uid(), "closed a connection: {MAX_CONNECTIONS} are open already");
+        let Some(place) = lobby.enter(peer.uid()) else {
+            debug!(uid = %peer.uid(), "closed a connection: too many are open");
             continue;
         };
-        let Some(routes) = routes(&core, &peer, health.clone()) else { continue };
+        let routes = routes(&core, &peer, health.clone(), reflection.clone());
         let core = core.clone();
         core.clone().tasks().spawn(async move {
-            let _slot = slot;
+            let _place = place;
             let mut server = http2::Builder::new(TokioExecutor::new());
             server
                 .timer(TokioTimer::new())
@@ -85,21 +89,24 @@ pub(crate) async fn serve<H: Health>(listener: Accepting, core: Core, health: He
     }
 }
 
-fn routes<H: Health>(core: &Core, peer: &Peer, health: HealthServer<H>) -> Option<Routes> {
+/// The services of one connection.
+fn routes<H: Health, R: ServerReflection>(
+    core: &Core,
+    peer: &Peer,
+    health: HealthServer<H>,
+    reflection: ServerReflectionServer<R>,
+) -> Routes {
     let handles = HandleServiceServer::new(Handles::new(core.clone(), peer.clone()))
         .max_decoding_message_size(MAX_MESSAGE)
         .max_encoding_message_size(16 * MAX_MESSAGE);
-    let reflection = Reflection::configure()
+    Routes::new(handles).add_service(health).add_service(reflection)
+}
+
+fn reflection() -> Result<ServerReflectionServer<impl ServerReflection>, ReflectionError> {
+    Reflection::configure()
         .register_encoded_file_descriptor_set(credbroker_proto::FILE_DESCRIPTOR_SET)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-        .build_v1();
-    match reflection {
-        Ok(reflection) => Some(Routes::new(handles).add_service(health).add_service(reflection)),
-        Err(error) => {
-            warn!(%error, "the descriptors of the contract cannot be read");
-            None
-        }
-    }
+        .build_v1()
 }
 
 /// Keeps the health service's state by what the core says of itself.

@@ -11,6 +11,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 
+use crate::connection::Connection;
 use crate::core::{Admitted, Core, Opening, Permit, Refusal, Session, Why};
 use crate::handle::TokenHash;
 use crate::peer::Peer;
@@ -41,8 +42,8 @@ pub(crate) trait Protocol: Send {
     /// What the client asked for.
     fn asked(&self) -> Asked<'_>;
 
-    /// What must be refused in the request itself, once it is known which connection it is for.
-    fn objection(&self, opening: &Opening) -> Option<Why>;
+    /// What must be refused in the request itself, now that it is known what it is for.
+    fn objection(&self, connection: &Connection) -> Option<Why>;
 
     /// Asks for the handle's token. `None` when the client sends something else.
     fn ask_token(&mut self) -> impl Future<Output = io::Result<Option<TokenHash>>> + Send;
@@ -84,11 +85,6 @@ pub(crate) async fn login<P: Protocol>(
             return None;
         }
     };
-    if let Some(why) = client.objection(&opening) {
-        let refusal = opening.fail("invalid_request", why);
-        client.refuse(&refusal).await;
-        return None;
-    }
 
     let answer = tokio::select! {
         biased;
@@ -122,8 +118,13 @@ pub(crate) async fn login<P: Protocol>(
     };
     match committed {
         Ok((session, permit)) => {
-            client.welcome(permit, &session, &mut upstream).await.ok()?;
-            Some((session, upstream))
+            let welcomed = tokio::select! {
+                biased;
+                // A client that does not read must not keep a session that was cut.
+                _ = session.cut() => return None,
+                welcomed = client.welcome(permit, &session, &mut upstream) => welcomed,
+            };
+            welcomed.ok().map(|()| (session, upstream))
         }
         Err(refusal) => {
             client.refuse(&refusal).await;
@@ -139,6 +140,9 @@ async fn open<P: Protocol>(
     client: &mut P,
 ) -> Result<Option<Opening>, Refusal> {
     let admission = core.admit(peer, client.asked().connection)?;
+    if let Some(why) = client.objection(&admission.connection) {
+        return Err(core.refuse(peer, Some(&admission.connection.name), why));
+    }
     let token = match &admission.asks {
         Admitted::Ambient(_) => None,
         Admitted::WithHandle => match client.ask_token().await {

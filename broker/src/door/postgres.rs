@@ -15,7 +15,7 @@ use self::stop::Server;
 use crate::core::{Closing, Core};
 use crate::door::login::login;
 use crate::door::relay::{End, Watcher, relay};
-use crate::door::{Lobby, Waiting};
+use crate::lobby::{Lobby, Place};
 use crate::peer::{Accepted, Accepting, Peer};
 use crate::session::CutReason;
 
@@ -32,9 +32,12 @@ pub(crate) use self::cancel::Cancels;
 /// For a client to say what it wants, and again to give its token.
 const STARTUP_WITHIN: Duration = Duration::from_secs(5);
 
+/// Logins at once, over all peers: each holds a buffer of its startup message.
+const MAX_LOGINS: usize = 1024;
+
 /// Serves the door until `core` drains.
 pub(crate) async fn serve(listener: Accepting, core: Core) {
-    let (lobby, cancels) = (Lobby::new(), Cancels::default());
+    let (lobby, cancels) = (Lobby::new(MAX_LOGINS), Cancels::default());
     loop {
         let Accepted { stream, peer } = tokio::select! {
             () = core.draining() => return,
@@ -72,7 +75,7 @@ async fn client_session(
     cancels: Cancels,
     peer: Peer,
     mut client: frontend::Frontend,
-    place: Waiting,
+    place: Place,
 ) {
     let Some((session, upstream)) = login(&core, &peer, &mut client).await else { return };
     drop(place);

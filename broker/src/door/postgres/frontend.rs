@@ -14,6 +14,7 @@ use zeroize::{Zeroize as _, Zeroizing};
 use super::backend::{Authenticated, LoginFault, LoginRequest, log_in};
 use super::codec::{self, BadStartup, First, Startup};
 use super::sqlstate;
+use crate::connection::Connection;
 use crate::core::{Opening, Permit, Refusal, Session, Why};
 use crate::door::login::{Asked, Protocol, UpstreamFault};
 use crate::handle::TokenHash;
@@ -90,26 +91,7 @@ fn bad_startup(bad: BadStartup) -> (&'static str, &'static str) {
 }
 
 impl Frontend {
-    /// What the server is told: everything the client set, under the connection's filter, but
-    /// not who it is.
-    fn objection_to(&self, opening: &Opening) -> Option<Why> {
-        let connection = opening.connection();
-        if let Some(replication) = &self.startup.replication
-            && !connection.replication
-            && !is_false(replication)
-        {
-            return Some(Why::Unsupported(
-                "replication (set replication = true for the connection)",
-            ));
-        }
-        let refused =
-            self.startup.parameters.iter().any(|(name, _)| !connection.startup.allows(name));
-        refused.then_some(Why::InvalidRequest {
-            field: "startup parameters",
-            must: "be among those that the connection's `startup` key allows",
-        })
-    }
-
+    /// What the server is told: all that the client set, but not who it is.
     fn parameters(&self) -> Vec<(String, String)> {
         let mut parameters = self.startup.parameters.clone();
         if let Some(replication) =
@@ -144,8 +126,21 @@ impl Protocol for Frontend {
         Asked { connection: &self.startup.user, database: self.startup.database.as_deref() }
     }
 
-    fn objection(&self, opening: &Opening) -> Option<Why> {
-        self.objection_to(opening)
+    fn objection(&self, connection: &Connection) -> Option<Why> {
+        if let Some(replication) = &self.startup.replication
+            && !connection.replication
+            && !is_false(replication)
+        {
+            return Some(Why::Unsupported(
+                "replication (set replication = true for the connection)",
+            ));
+        }
+        let refused =
+            self.startup.parameters.iter().any(|(name, _)| !connection.startup.allows(name));
+        refused.then_some(Why::InvalidRequest {
+            field: "startup parameters",
+            must: "be among those that the connection's `startup` key allows",
+        })
     }
 
     async fn ask_token(&mut self) -> io::Result<Option<TokenHash>> {
