@@ -21,8 +21,9 @@ use tokio_util::task::TaskTracker;
 
 pub(crate) use self::handles::Named;
 use self::limits::{Rates, Verb};
+pub(crate) use self::opening::{Closing, Opening, Permit, Session};
 pub(crate) use self::refusal::{Refusal, Why};
-pub(crate) use self::sessions::{Admitted, Closing, Opening, Permit, Session};
+pub(crate) use self::sessions::Admitted;
 pub(crate) use self::view::{HandleView, Viewed};
 use crate::audit::{Audit, Event, Outcome, Record};
 use crate::config::{Config, HandleLimits, Limits};
@@ -36,6 +37,7 @@ use crate::session::Registry;
 mod ending;
 mod handles;
 mod limits;
+mod opening;
 mod refusal;
 mod sessions;
 mod view;

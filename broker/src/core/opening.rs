@@ -1,0 +1,243 @@
+//! The life of a session in the core's hands: opening, live, ended. The record of its end is
+//! written exactly once, whatever becomes of it.
+
+#![forbid(unsafe_code)]
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Instant;
+
+use ring::rand::{SecureRandom as _, SystemRandom};
+
+use super::{Core, Refusal, Why};
+use crate::audit::{Event, Outcome, Record};
+use crate::connection::{AllowedDatabase, Connection};
+use crate::credential::Credential;
+use crate::handle::HandleId;
+use crate::peer::Peer;
+use crate::session::{ClientKey, Cut, CutMeanwhile, CutReason, SessionId};
+
+/// A session in the registry as `opening`, audited, with the credential to log in with. Dropped
+/// without [`Opening::commit`], it is taken back and recorded as failed.
+#[derive(Debug)]
+pub(crate) struct Opening {
+    entered: Entered,
+    credential: Arc<Credential>,
+    database: AllowedDatabase,
+}
+
+/// A live session. Dropped without [`Session::close`], it is recorded as failed.
+#[derive(Debug)]
+pub(crate) struct Session {
+    entered: Entered,
+    credential: Arc<Credential>,
+    key: ClientKey,
+}
+
+/// Lets the one message that tells a client it is in leave; only commit makes one.
+#[must_use]
+#[derive(Debug)]
+pub(crate) struct Permit(());
+
+/// How a session ended.
+#[derive(Debug)]
+pub(crate) struct Closing {
+    pub(crate) reason: &'static str,
+    pub(crate) from_client: u64,
+    pub(crate) from_server: u64,
+}
+
+/// A place in the registry. Leaves it, and records the end, exactly once.
+#[derive(Debug)]
+pub(super) struct Entered {
+    core: Core,
+    peer: Peer,
+    connection: Arc<Connection>,
+    handle: Option<HandleId>,
+    id: SessionId,
+    cut: Arc<Cut>,
+    since: Instant,
+    closing: Closing,
+    outcome: Outcome,
+    /// Whether `session.opened` stands in the log, so that `session.closed` must.
+    recorded: bool,
+}
+
+impl Core {
+    fn new_key(&self) -> Option<ClientKey> {
+        let random = SystemRandom::new();
+        for _ in 0..64 {
+            let (mut pid, mut secret) = ([0; 4], [0; 4]);
+            random.fill(&mut pid).ok()?;
+            random.fill(&mut secret).ok()?;
+            // Drivers keep the process id in a signed integer.
+            let key = ClientKey { pid: (u32::from_be_bytes(pid) >> 1).max(1), secret };
+            if !self.state().sessions.has_key(key) {
+                return Some(key);
+            }
+        }
+        None
+    }
+}
+
+impl Opening {
+    pub(super) fn new(
+        entered: Entered,
+        credential: Arc<Credential>,
+        database: AllowedDatabase,
+    ) -> Self {
+        Self { entered, credential, database }
+    }
+
+    /// `session.opened` stands in the log, so `session.closed` must follow.
+    pub(super) fn recorded(mut self) -> Self {
+        self.entered.recorded = true;
+        self
+    }
+
+    /// To log in with. That it is reachable only from here is what keeps every login audited.
+    pub(crate) fn credential(&self) -> &Arc<Credential> {
+        &self.credential
+    }
+
+    pub(crate) fn connection(&self) -> &Arc<Connection> {
+        &self.entered.connection
+    }
+
+    pub(crate) fn database(&self) -> &AllowedDatabase {
+        &self.database
+    }
+
+    /// Returns when something took the right away that this session is being opened under.
+    pub(crate) async fn cut(&self) -> CutReason {
+        self.entered.cut.fired().await
+    }
+
+    /// Third step: makes the session live, unless it was cut meanwhile. `upstream` duplicates
+    /// the authenticated socket.
+    pub(crate) fn commit(mut self, upstream: OwnedFd) -> Result<(Session, Permit), Refusal> {
+        let core = self.entered.core.clone();
+        let Some(key) = core.new_key() else {
+            return Err(self.fail("internal", Why::Internal("no randomness")));
+        };
+        let committed = core.state().sessions.commit(self.entered.id, key, upstream);
+        match committed {
+            Ok(()) => {
+                self.entered.outcome = Outcome::Done;
+                let Self { entered, credential, database: _ } = self;
+                Ok((Session { entered, credential, key }, Permit(())))
+            }
+            Err(CutMeanwhile(reason)) => Err(self.fail_cut(reason)),
+        }
+    }
+
+    /// Ends the opening with a refusal, and says why in the closing record.
+    pub(crate) fn fail(mut self, reason: &'static str, why: Why) -> Refusal {
+        self.entered.closing.reason = reason;
+        let connection = &self.entered.connection.name;
+        self.entered.core.refuse(&self.entered.peer, Some(connection), why)
+    }
+
+    /// The same, for what took the right away.
+    pub(crate) fn fail_cut(self, reason: CutReason) -> Refusal {
+        match reason {
+            CutReason::Revoked => self.fail("revoked", Why::HandleInvalid),
+            CutReason::HolderExited => self.fail("holder_exited", Why::HandleInvalid),
+            CutReason::Expired => self.fail("expired", Why::HandleExpired),
+            CutReason::Draining => self.fail("draining", Why::Draining),
+        }
+    }
+
+    /// Ends the opening because the server itself said no; its words go to the client.
+    pub(crate) fn server_said_no(mut self) {
+        self.entered.closing.reason = "server_error";
+    }
+}
+
+impl Session {
+    pub(crate) fn id(&self) -> SessionId {
+        self.entered.id
+    }
+
+    /// What the client is given to cancel with.
+    pub(crate) fn client_key(&self) -> ClientKey {
+        self.key
+    }
+
+    pub(crate) fn credential(&self) -> &Arc<Credential> {
+        &self.credential
+    }
+
+    pub(crate) fn connection(&self) -> &Arc<Connection> {
+        &self.entered.connection
+    }
+
+    /// Returns when the session is to end.
+    pub(crate) async fn cut(&self) -> CutReason {
+        self.entered.cut.fired().await
+    }
+
+    /// Records the end and leaves the registry.
+    pub(crate) fn close(mut self, closing: Closing) {
+        self.entered.closing = closing;
+    }
+}
+
+impl Entered {
+    pub(super) fn new(
+        core: &Core,
+        peer: &Peer,
+        connection: &Arc<Connection>,
+        handle: Option<HandleId>,
+        id: SessionId,
+        cut: Arc<Cut>,
+    ) -> Self {
+        Self {
+            core: core.clone(),
+            peer: peer.clone(),
+            connection: Arc::clone(connection),
+            handle,
+            id,
+            cut,
+            since: Instant::now(),
+            closing: Closing { reason: "not_opened", from_client: 0, from_server: 0 },
+            outcome: Outcome::Failed,
+            recorded: false,
+        }
+    }
+
+    pub(super) fn id(&self) -> SessionId {
+        self.id
+    }
+
+    pub(super) fn handle(&self) -> Option<HandleId> {
+        self.handle
+    }
+
+    fn record_end(&self) {
+        let Closing { reason, from_client, from_server } = self.closing;
+        let lasted = u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let mut record = Record::new(Event::SessionClosed, self.outcome)
+            .reason(reason)
+            .peer(&self.peer)
+            .connection(&self.connection.name)
+            .session(self.id)
+            .detail("lasted_ms", lasted)
+            .detail("bytes_from_client", from_client)
+            .detail("bytes_from_server", from_server);
+        if let Some(handle) = self.handle {
+            record = record.handle(handle);
+        }
+        self.core.shared.audit.always(&record);
+    }
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        if self.recorded {
+            self.record_end();
+        }
+        self.core.state().sessions.leave(self.id);
+        self.core.shared.freed.notify_waiters();
+    }
+}
