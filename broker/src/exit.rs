@@ -9,6 +9,8 @@ use std::process::ExitCode;
 pub enum Exit {
     /// Well.
     Ok,
+    /// EX_USAGE: the command line cannot be understood.
+    Usage,
     /// EX_UNAVAILABLE: something that is needed is not there.
     Unavailable,
     /// EX_SOFTWARE: a fault of the program.
@@ -23,6 +25,7 @@ impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> Self {
         Self::from(match exit {
             Exit::Ok => 0,
+            Exit::Usage => 64,
             Exit::Unavailable => 69,
             Exit::Software => 70,
             Exit::NoPermission => 77,

@@ -5,10 +5,19 @@ use std::process::ExitCode;
 use clap::Parser as _;
 use credbroker_broker::arena::zeroing::ZeroOnFree;
 use credbroker_broker::cli::Cli;
+use credbroker_broker::exit::Exit;
 
 #[global_allocator]
 static ALLOCATOR: ZeroOnFree = ZeroOnFree;
 
 fn main() -> ExitCode {
-    credbroker_broker::main(&Cli::parse().command).into()
+    match Cli::try_parse() {
+        Ok(cli) => credbroker_broker::main(&cli.command).into(),
+        Err(answer) => {
+            // --help and --version come this way too, and go to standard output.
+            let exit = if answer.use_stderr() { Exit::Usage } else { Exit::Ok };
+            let _ = answer.print();
+            exit.into()
+        }
+    }
 }
