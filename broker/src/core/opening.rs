@@ -148,9 +148,10 @@ impl Opening {
         }
     }
 
-    /// Ends the opening because the server itself said no; its words go to the client.
-    pub(crate) fn server_said_no(mut self) {
-        self.entered.closing.reason = "server_error";
+    /// Ends the opening without a refusal: the server's own words go to the client, or nobody is
+    /// there to read any.
+    pub(crate) fn end(mut self, reason: &'static str) {
+        self.entered.closing.reason = reason;
     }
 }
 

@@ -32,6 +32,8 @@ pub(crate) enum UpstreamFault {
     Ours { reason: &'static str, why: Why },
     /// The proven server's own words, for the client.
     Theirs(Vec<u8>),
+    /// The client went away meanwhile.
+    Abandoned,
 }
 
 /// A protocol, as far as the flow needs to know.
@@ -94,8 +96,12 @@ pub(crate) async fn login<P: Protocol>(
     let mut upstream = match answer {
         Ok(Ok(upstream)) => upstream,
         Ok(Err(UpstreamFault::Theirs(error))) => {
-            opening.server_said_no();
+            opening.end("server_error");
             client.pass_on(&error).await;
+            return None;
+        }
+        Ok(Err(UpstreamFault::Abandoned)) => {
+            opening.end("client_gone");
             return None;
         }
         Ok(Err(UpstreamFault::Ours { reason, why })) => {

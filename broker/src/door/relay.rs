@@ -111,10 +111,8 @@ where
                     let _ = timeout(LINGER, drain(&mut server_reader)).await;
                     return End::Client;
                 }
+                Ok(Moved::Ended) if is_gone(client_reader.as_ref()) => return End::Client,
                 Ok(Moved::Ended) => {
-                    if is_gone(client_reader.as_ref()) {
-                        return End::Client;
-                    }
                     // It closed its writing half only: the server hears of it, and what it still
                     // answers goes through.
                     if server_writer.shutdown().await.is_err() {
@@ -208,6 +206,13 @@ impl Pump {
 async fn drain<R: AsyncRead + Unpin>(reader: &mut R) {
     let mut sink = [0; 4096];
     while reader.read(&mut sink).await.is_ok_and(|count| count > 0) {}
+}
+
+/// Returns when the other end has closed both halves of the socket.
+pub(crate) async fn gone(socket: &UnixStream) {
+    while !is_gone(socket) {
+        tokio::time::sleep(GONE_CHECK).await;
+    }
 }
 
 /// Whether the other end has closed both halves: nobody is there to read an answer.

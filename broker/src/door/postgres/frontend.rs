@@ -17,6 +17,7 @@ use super::sqlstate;
 use crate::connection::Connection;
 use crate::core::{Opening, Permit, Refusal, Session, Why};
 use crate::door::login::{Asked, Protocol, UpstreamFault};
+use crate::door::relay::gone;
 use crate::handle::TokenHash;
 use crate::session::ClientKey;
 use crate::upstream::{DialError, Link};
@@ -159,9 +160,10 @@ impl Protocol for Frontend {
             database: opening.database().as_str(),
             parameters: &parameters,
         };
-        let answer = match Link::dial(connection).await {
-            Ok(link) => log_in(link, request).await,
-            Err(error) => Err(error.into()),
+        let login = async { log_in(Link::dial(connection).await?, request).await };
+        let answer = tokio::select! {
+            answer = login => answer,
+            () = gone(&self.stream) => return Err(UpstreamFault::Abandoned),
         };
         answer.map_err(|fault| upstream_fault(fault, opening))
     }
