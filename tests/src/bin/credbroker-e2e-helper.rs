@@ -1,0 +1,100 @@
+//! Small programs that the tests need as processes of their own.
+#![allow(clippy::print_stdout, reason = "the tests wait for what these programs print")]
+
+use std::io::{self, Read as _};
+use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::UnixListener;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::{fs, hint};
+
+use clap::Parser;
+use credbroker_e2e::postgres;
+use rustix::io::{FdFlags, fcntl_setfd};
+
+/// The first descriptor that systemd passes on, see `sd_listen_fds(3)`.
+const LISTEN_FDS_START: i32 = 3;
+
+#[derive(Parser)]
+enum Role {
+    /// Runs the PostgreSQL that the tests share, until nobody uses it.
+    GuardPostgres,
+    /// Keeps what comes from standard input in its heap until the input ends: the positive
+    /// control of the memory scan.
+    Hold,
+    /// Passes listening sockets on as systemd does, and becomes COMMAND.
+    Activate {
+        /// `NAME=PATH` of a socket to listen on.
+        #[arg(long = "socket", required = true)]
+        sockets: Vec<String>,
+        /// The gid that the sockets get.
+        #[arg(long)]
+        group: Option<u32>,
+        /// What to become.
+        #[arg(last = true, required = true)]
+        command: Vec<String>,
+    },
+}
+
+fn main() -> ExitCode {
+    let done = match Role::parse() {
+        Role::GuardPostgres => postgres::guard(),
+        Role::Hold => hold(),
+        Role::Activate { sockets, group, command } => activate(&sockets, group, &command),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            println!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Reads one line, says that it has it, and keeps it until the input ends.
+fn hold() -> io::Result<()> {
+    let mut secret = String::new();
+    io::stdin().read_line(&mut secret)?;
+    println!("held");
+    let mut rest = Vec::new();
+    io::stdin().read_to_end(&mut rest)?;
+    hint::black_box(&secret);
+    Ok(())
+}
+
+/// Binds the sockets in order, so that they get the descriptors 3, 4, …, and execs. The
+/// process id does not change, which is what LISTEN_PID is compared with.
+fn activate(sockets: &[String], group: Option<u32>, command: &[String]) -> io::Result<()> {
+    let wrong = |what: String| io::Error::new(io::ErrorKind::InvalidInput, what);
+    let mut listeners = Vec::new();
+    let mut names = Vec::new();
+    for (number, socket) in (LISTEN_FDS_START..).zip(sockets) {
+        let (name, path) =
+            socket.split_once('=').ok_or_else(|| wrong(format!("{socket}: not NAME=PATH")))?;
+        let listener = listen(&PathBuf::from(path), group)?;
+        if listener.as_raw_fd() != number {
+            return Err(wrong(format!("descriptor {number} was taken before")));
+        }
+        fcntl_setfd(&listener, FdFlags::empty())?;
+        names.push(name);
+        listeners.push(listener);
+    }
+    let (program, arguments) =
+        command.split_first().ok_or_else(|| wrong("no command".to_owned()))?;
+    Err(Command::new(program)
+        .args(arguments)
+        .env("LISTEN_PID", std::process::id().to_string())
+        .env("LISTEN_FDS", listeners.len().to_string())
+        .env("LISTEN_FDNAMES", names.join(":"))
+        .exec())
+}
+
+#[allow(clippy::disallowed_methods, reason = "this stands in for systemd, not for the broker")]
+fn listen(path: &Path, group: Option<u32>) -> io::Result<UnixListener> {
+    let listener = UnixListener::bind(path)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o660))?;
+    std::os::unix::fs::chown(path, None, group)?;
+    Ok(listener)
+}

@@ -1,0 +1,38 @@
+//! The certificates of a private server.
+
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
+
+/// A CA and a server certificate signed by it, as PEM.
+#[derive(Debug)]
+pub struct TlsIdentity {
+    /// The CA's certificate.
+    pub ca: String,
+    /// The server's certificate, for `localhost` and 127.0.0.1.
+    pub certificate: String,
+    pub(super) key: String,
+}
+
+impl TlsIdentity {
+    /// Makes new ones.
+    ///
+    /// # Panics
+    /// When the cryptography fails.
+    #[must_use]
+    pub fn generate() -> Self {
+        let key = || KeyPair::generate().expect("a key pair");
+        let mut authority = CertificateParams::default();
+        authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        authority.distinguished_name.push(DnType::CommonName, "credbroker test CA");
+        let authority = CertifiedIssuer::self_signed(authority, key()).expect("a CA");
+        let names = ["localhost".to_owned(), "127.0.0.1".to_owned()];
+        let server_key = key();
+        let certificate = CertificateParams::new(names)
+            .and_then(|params| params.signed_by(&server_key, &authority))
+            .expect("a server certificate");
+        Self {
+            ca: authority.pem(),
+            certificate: certificate.pem(),
+            key: server_key.serialize_pem(),
+        }
+    }
+}

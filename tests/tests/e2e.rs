@@ -1,0 +1,34 @@
+//! The promises of credbroker, each proved with real processes, real uids and a real
+//! PostgreSQL. One module a subject, one test a promise.
+#![allow(
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "tests fail by panicking, in their helper functions too"
+)]
+
+#[path = "e2e/audit.rs"]
+mod audit;
+#[path = "e2e/binding.rs"]
+mod binding;
+#[path = "e2e/cancel.rs"]
+mod cancel;
+#[path = "e2e/config.rs"]
+mod config;
+#[path = "e2e/deploy.rs"]
+mod deploy;
+#[path = "e2e/harness.rs"]
+mod harness;
+#[path = "e2e/hostile.rs"]
+mod hostile;
+#[path = "e2e/lifecycle.rs"]
+mod lifecycle;
+#[path = "e2e/revocation.rs"]
+mod revocation;
+#[path = "e2e/rpc.rs"]
+mod rpc;
+#[path = "e2e/secrecy.rs"]
+mod secrecy;
+#[path = "e2e/upstream.rs"]
+mod upstream;
+#[path = "e2e/whole_path.rs"]
+mod whole_path;

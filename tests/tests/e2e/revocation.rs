@@ -1,0 +1,242 @@
+//! Revoked means dead now: in the client, in the broker, in the database.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use credbroker_e2e::assert_eventually;
+use credbroker_e2e::broker::{Broker, Via};
+use credbroker_e2e::frontend::{Message, Session, startup};
+use credbroker_e2e::identity::{Identity, several_or_say};
+use credbroker_e2e::postgres::{Database, Server};
+use credbroker_e2e::process::Process;
+use credbroker_e2e::proxy::{LoginProxy, Step};
+use credbroker_e2e::wait::{PATIENCE, holds_for};
+use rustix::process::Signal;
+
+/// The server has stopped within this time of a cut.
+const STOPPED: Duration = Duration::from_secs(1);
+/// What a loaded machine may add to any promise about time.
+const SLACK: Duration = Duration::from_secs(2);
+
+/// A session in which the database sleeps for five minutes.
+fn sleeper(broker: &Broker, database: &Database, token: &str) -> Session {
+    let mut session = broker.session(&Identity::client(), "main_db", token);
+    session.start_query("SELECT pg_sleep(300)");
+    assert_eventually!(database.running("pg_sleep") == 1, "the query does not run");
+    session
+}
+
+/// Asserts that a session is cut, and its query gone from the database.
+fn assert_cut(mut session: Session, database: &Database) {
+    let started = Instant::now();
+    match session.finish_query() {
+        None => {}
+        Some(Err(error)) => assert_eq!(error.sqlstate(), "57P01", "{error}"),
+        Some(Ok(rows)) => panic!("the query ended by itself: {rows:?}"),
+    }
+    assert!(started.elapsed() < SLACK, "cut after {:?}", started.elapsed());
+    assert_eventually!(within STOPPED + SLACK, database.backends() == 0, "the backend lives on");
+}
+
+#[test]
+fn a_revoke_cuts_a_running_query_and_ends_it_in_the_database() {
+    let database = Server::shared().database();
+    let broker = Broker::usual(&database);
+    let service = broker.handles(&Identity::client());
+    let issued = service.issue("main_db").expect("a grant");
+    let session = sleeper(&broker, &database, &issued.token);
+    assert_eq!(service.revoke(&issued.token), Ok(1));
+    assert_cut(session, &database);
+
+    let again = broker.login(&Identity::client(), "main_db", &issued.token);
+    assert_eq!(again.expect_err("revoked").refusal().sqlstate(), "28P01");
+    assert_eventually!(
+        broker.audit().of("session.closed").len() == 1,
+        "the end of the session is recorded"
+    );
+    let audit = broker.audit();
+    let handle = Some(issued.handle.id.as_str());
+    assert_eq!(audit.of("handle.revoked")[0].text("handle"), handle);
+    audit.assert_chained();
+}
+
+#[test]
+fn expiry_cuts_a_running_query_and_ends_it_in_the_database() {
+    let database = Server::shared().database();
+    let broker = Broker::usual(&database);
+    let service = broker.handles(&Identity::client());
+    let issued = service.issue_for("main_db", Duration::from_secs(2)).expect("a grant");
+    let mut session = sleeper(&broker, &database, &issued.token);
+    let ended = session.finish_query();
+    assert!(!matches!(ended, Some(Ok(_))), "{ended:?}");
+    assert_eventually!(within STOPPED + SLACK, database.backends() == 0, "the backend lives on");
+    assert_eventually!(broker.audit().of("handle.expired").len() == 1, "expiry is recorded");
+    let late = broker.login(&Identity::client(), "main_db", &issued.token);
+    assert_eq!(late.expect_err("expired").refusal().sqlstate(), "28P01");
+}
+
+#[test]
+fn a_renewed_handle_lives_on() {
+    let database = Server::shared().database();
+    let broker = Broker::usual(&database);
+    let service = broker.handles(&Identity::client());
+    let issued = service.issue_for("main_db", Duration::from_secs(3)).expect("a grant");
+    let mut session = broker.session(&Identity::client(), "main_db", &issued.token);
+    for _second in 0..4 {
+        service.renew(&issued.token).expect("the holder renews");
+        session.query("SELECT pg_sleep(1)").expect("the session lives");
+    }
+}
+
+#[test]
+fn others_cannot_revoke_and_an_operator_can() {
+    if !several_or_say("an operator and a stranger are other uids") {
+        return;
+    }
+    let database = Server::shared().database();
+    let broker = Broker::usual(&database);
+    let issued = broker.handles(&Identity::client()).issue("main_db").expect("a grant");
+    let session = sleeper(&broker, &database, &issued.token);
+
+    let stranger = broker.handles(&Identity::attacker());
+    let refused = stranger.revoke_id(&issued.handle.id).expect_err("not his handle");
+    let unknown = stranger.revoke_id("hdl_aaaaaaaaaaaaaaaa").expect_err("no such handle");
+    assert_eq!(refused.without_reference(), unknown.without_reference());
+    assert_eq!(database.running("pg_sleep"), 1);
+
+    let operator = broker.handles(&Identity::own());
+    assert_eq!(operator.revoke_id(&issued.handle.id), Ok(1));
+    assert_cut(session, &database);
+}
+
+/// Starts a login and reads everything that comes, to its end.
+fn login_to_the_end(broker: &Broker, token: &str) -> Vec<Message> {
+    let mut frontend = broker.knock(&Identity::client());
+    frontend.send(&startup(&[("user", "main_db")])).expect("the door reads");
+    let mut messages = Vec::new();
+    while let Ok(Some(message)) = frontend.receive() {
+        if message.tag == b'R' && message.body == [0, 0, 0, 3] {
+            let password = [token.as_bytes(), b"\0"].concat();
+            frontend.send_message(b'p', &password).expect("the door reads");
+        }
+        messages.push(message);
+    }
+    messages
+}
+
+#[test]
+fn g5_a_revoke_that_lands_during_login_leaves_no_session() {
+    let database = Server::shared().database();
+    let proxy = LoginProxy::start(database.server());
+    let broker = Broker::usual_setup(&database, Via::Plain(proxy.port())).start();
+    let service = broker.handles(&Identity::client());
+    for step in Step::ALL {
+        let token = service.issue("main_db").expect("a grant").token;
+        proxy.hold_at(step);
+        let messages = thread::scope(|scope| {
+            let login = scope.spawn(|| login_to_the_end(&broker, &token));
+            proxy.wait_until_held(PATIENCE);
+            let started = Instant::now();
+            service.revoke(&token).expect("the holder revokes");
+            assert!(started.elapsed() < STOPPED + SLACK, "{step:?}: {:?}", started.elapsed());
+            proxy.release();
+            login.join().expect("the login ends")
+        });
+        let let_in = Message { tag: b'R', body: vec![0, 0, 0, 0] };
+        assert!(!messages.contains(&let_in), "{step:?}: the client was let in: {messages:?}");
+        assert_eventually!(
+            within STOPPED + SLACK,
+            database.backends() == 0,
+            "{step:?}: a backend was left"
+        );
+    }
+    let opened = broker.audit().of("session.opened").len();
+    assert_eventually!(
+        broker.audit().of("session.closed").len() == opened,
+        "each session that was recorded as opened is recorded as closed"
+    );
+    broker.audit().assert_chained();
+
+    // The broker is none the worse for it.
+    let token = service.issue("main_db").expect("a grant").token;
+    let mut session = broker.session(&Identity::client(), "main_db", &token);
+    session.query("SELECT 1").expect("a query");
+}
+
+#[test]
+fn an_expiry_that_lands_during_login_leaves_no_session() {
+    let database = Server::shared().database();
+    let proxy = LoginProxy::start(database.server());
+    let broker = Broker::usual_setup(&database, Via::Plain(proxy.port())).start();
+    let service = broker.handles(&Identity::client());
+    let issued = service.issue_for("main_db", Duration::from_secs(1)).expect("a grant");
+    proxy.hold_at(Step::ReadyForQuery);
+    let messages = thread::scope(|scope| {
+        let login = scope.spawn(|| login_to_the_end(&broker, &issued.token));
+        proxy.wait_until_held(PATIENCE);
+        assert_eventually!(broker.audit().of("handle.expired").len() == 1, "it expires");
+        proxy.release();
+        login.join().expect("the login ends")
+    });
+    assert!(messages.iter().all(|message| message.body != [0, 0, 0, 0]), "{messages:?}");
+    assert_eventually!(database.backends() == 0, "a backend was left");
+}
+
+#[test]
+fn a_client_that_dies_takes_its_query_with_it() {
+    let database = Server::shared().database();
+    let broker = Broker::usual(&database);
+    let client = Identity::client();
+    let token = broker.handles(&client).issue("main_db").expect("a grant").token;
+    let mut psql = broker.psql(&client, "main_db", &token);
+    psql.args(["-c", "SELECT pg_sleep(300)"]);
+    let mut psql = Process::start("psql", &mut psql, &broker.setup().path("logs"));
+    assert_eventually!(database.running("pg_sleep") == 1, "{}", psql.stderr());
+    psql.signal(Signal::KILL);
+    let _status = psql.wait(PATIENCE);
+    assert_eventually!(within STOPPED + SLACK, database.backends() == 0, "the query lives on");
+}
+
+#[test]
+fn a_lifetime_handle_dies_with_its_holder() {
+    let database = Server::shared().database();
+    let broker = Broker::usual(&database);
+    let client = Identity::client();
+    let mut exec = broker.cli(&client);
+    exec.args(["exec", "main_db", "--", "psql", "-X", "-c", "SELECT pg_sleep(300)"]);
+    let mut exec = Process::start("exec", &mut exec, &broker.setup().path("logs"));
+    assert_eventually!(database.running("pg_sleep") == 1, "{}", exec.stderr());
+    // It cannot revoke anything any more; the broker sees its end through the pidfd.
+    exec.signal(Signal::KILL);
+    let _status = exec.wait(PATIENCE);
+    assert_eventually!(within STOPPED + SLACK, database.backends() == 0, "the query lives on");
+    assert_eventually!(
+        broker.handles(&client).list().is_ok_and(|handles| handles.is_empty()),
+        "the handle lives on"
+    );
+}
+
+#[test]
+fn the_death_of_the_broker_ends_its_sessions() {
+    let database = Server::shared().database();
+    let mut broker = Broker::usual(&database);
+    let token = broker.handles(&Identity::client()).issue("main_db").expect("a grant").token;
+    let mut session = broker.session(&Identity::client(), "main_db", &token);
+    session.query("SELECT 1").expect("a query");
+    let _status = broker.end_with(Signal::KILL);
+    assert!(session.finish_query().is_none(), "the socket is closed");
+    assert_eventually!(database.backends() == 0, "the backend lives on");
+}
+
+#[test]
+fn a_session_that_nobody_cuts_lives_on() {
+    let database = Server::shared().database();
+    let broker = Broker::usual(&database);
+    let service = broker.handles(&Identity::client());
+    let kept = service.issue("main_db").expect("a grant").token;
+    let revoked = service.issue("main_db").expect("a grant").token;
+    let mut session = broker.session(&Identity::client(), "main_db", &kept);
+    service.revoke(&revoked).expect("the holder revokes");
+    assert!(holds_for(Duration::from_millis(200), || database.backends() == 1));
+    session.query("SELECT 1").expect("only the other handle was revoked");
+}
