@@ -2,7 +2,7 @@
 //!
 //! What it is not: a place for logic. Messages are decoded at the broker's and the client's
 //! edge and turned into their own types at once. No message carries a secret; handle tokens,
-//! which are bearer rights but no secrets, are kept out of `Debug` by [`redact`].
+//! which are bearer rights but no secrets, are kept out of `Debug` by hand (`redact.rs`).
 //!
 //! ```
 //! use credbroker_proto::v1;

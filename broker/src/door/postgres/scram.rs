@@ -1,6 +1,6 @@
 //! SCRAM-SHA-256 (RFC 5802, RFC 7677), client half, from a password in the arena.
 //!
-//! All that computes with the secret is [`prove`]: one synchronous function, run so that the
+//! All that computes with the secret is [`Challenge::prove`]: one synchronous function, run so that the
 //! stack and the vector registers it used are wiped afterwards. What leaves it is the proof,
 //! which goes on the wire, and the signature that the server must show, which is no secret.
 
