@@ -159,7 +159,7 @@ fn serve(app: App, runtime: &Runtime) -> std::io::Result<()> {
         notify::stopping();
         tokio::select! {
             () = core.drain(config.drain) => {}
-            () = signals.end() => info!("asked twice: ending at once"),
+            () = signals.end() => core.cut_all().await,
         }
         core.stopped();
         tasks.close();

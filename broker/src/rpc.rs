@@ -21,12 +21,14 @@ use tonic_reflection::server::{Builder as Reflection, Error as ReflectionError};
 use tracing::{debug, error};
 
 use self::handles::Handles;
+use self::preface::Prefaced;
 use crate::core::Core;
 use crate::lobby::Lobby;
 use crate::peer::{Accepted, Accepting, Peer};
 
 mod convert;
 mod handles;
+mod preface;
 mod status;
 
 /// What the health service knows the handle service as.
@@ -39,8 +41,10 @@ const MAX_STREAMS: u32 = 64;
 const MAX_MESSAGE: usize = 64 * 1024;
 /// Longest header block.
 const MAX_HEADERS: u32 = 16 * 1024;
-/// A peer that does not answer a ping for this long is gone.
-const KEEP_ALIVE: Duration = Duration::from_secs(60);
+/// A quiet peer is pinged this often.
+const PING_AFTER: Duration = Duration::from_secs(30);
+/// One that does not answer within this is gone.
+const PONG_WITHIN: Duration = Duration::from_secs(10);
 /// For requests that are being answered when the broker shuts down.
 const FINISH_WITHIN: Duration = Duration::from_secs(5);
 
@@ -65,13 +69,19 @@ pub(crate) async fn serve<H: Health>(listener: Accepting, core: Core, health: He
         let core = core.clone();
         core.clone().tasks().spawn(async move {
             let _place = place;
+            let stream = match Prefaced::read(stream).await {
+                Ok(stream) => stream,
+                Err(error) => {
+                    return debug!(uid = %peer.uid(), %error, "a connection did not begin as gRPC");
+                }
+            };
             let mut server = http2::Builder::new(TokioExecutor::new());
             server
                 .timer(TokioTimer::new())
                 .max_concurrent_streams(MAX_STREAMS)
                 .max_header_list_size(MAX_HEADERS)
-                .keep_alive_interval(KEEP_ALIVE)
-                .keep_alive_timeout(KEEP_ALIVE);
+                .keep_alive_interval(PING_AFTER)
+                .keep_alive_timeout(PONG_WITHIN);
             let connection =
                 server.serve_connection(TokioIo::new(stream), TowerToHyperService::new(routes));
             tokio::pin!(connection);

@@ -152,11 +152,16 @@ impl Core {
         };
         info!(sessions = self.state().sessions.len(), "draining");
         if tokio::time::timeout(deadline, finished).await.is_err() {
-            let cuts = self.state().sessions.mark(CutReason::Draining, |_| true);
-            info!(sessions = cuts.len(), "the drain deadline has passed: cutting what is left");
-            cuts.iter().for_each(|cut| cut.fire());
-            self.wait_until_dead(cuts).await;
+            self.cut_all().await;
         }
+    }
+
+    /// Cuts whatever is open, and returns when it is gone.
+    pub(crate) async fn cut_all(&self) {
+        let cuts = self.state().sessions.mark(CutReason::Draining, |_| true);
+        info!(sessions = cuts.len(), "cutting what is still open");
+        cuts.iter().for_each(|cut| cut.fire());
+        self.wait_until_dead(cuts).await;
     }
 
     /// The last record.

@@ -58,8 +58,10 @@ fn a_second_sigterm_ends_a_drain() {
     broker.process().signal(Signal::TERM);
     session.query("SELECT 1").expect("the drain has begun");
     assert_eventually!(turned_away(&broker, &client), "the broker does not stop accepting");
+    let asked = Instant::now();
     broker.process().signal(Signal::TERM);
     let _status = broker.process().wait(PATIENCE);
+    assert!(asked.elapsed() < Duration::from_secs(3), "{:?}\n{}", asked.elapsed(), broker.log());
     assert_eventually!(database.backends() == 0, "the backend lives on");
 }
 

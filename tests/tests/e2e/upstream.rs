@@ -1,7 +1,5 @@
 //! The database at the other end: who it must be, and what happens when it is not.
 
-use std::fs;
-
 use credbroker_e2e::broker::{Broker, Setup, Via};
 use credbroker_e2e::canary::Canary;
 use credbroker_e2e::frontend::ServerError;
@@ -82,23 +80,6 @@ fn a_server_that_is_not_there_is_told() {
     // Port 1 of the loopback interface: nobody listens there.
     let setup = Broker::usual_setup(&database, Via::Tls).set("connections.main_db.port", 1);
     assert_refused(setup, &database, "UPSTREAM_UNREACHABLE");
-}
-
-#[test]
-#[ignore = "this version reads its secrets at start only"]
-fn a_secret_file_is_read_again_when_the_server_refuses_the_old_one() {
-    let database = Server::shared().database();
-    let broker = Broker::usual(&database);
-    let client = Identity::client();
-    let token = broker.handles(&client).issue("main_db").expect("a grant").token;
-    drop(broker.session(&client, "main_db", &token));
-
-    let fresh = Canary::random();
-    database.set_server_password(&fresh);
-    let secret = format!("{}:{}", database.name(), fresh.reveal());
-    fs::write(broker.setup().path("etc/main_db.secret"), secret).expect("the operator rotates");
-    let mut session = broker.session(&client, "main_db", &token);
-    session.query("SELECT 1").expect("the new password is used");
 }
 
 #[test]
