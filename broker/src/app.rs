@@ -3,6 +3,7 @@
 
 #![forbid(unsafe_code)]
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -30,7 +31,7 @@ use crate::peer::{BindError, Listener, SocketAccess};
 use crate::posture::Posture;
 use crate::shutdown::Signals;
 use crate::source::SourceError;
-use crate::{notify, rpc};
+use crate::{notify, rpc, sys};
 
 mod runtime_dir;
 
@@ -266,11 +267,23 @@ fn log_to_stderr() {
     let level = std::env::var("CREDBROKERD_LOG").ok().and_then(|level| level.parse().ok());
     let own =
         Targets::new().with_target(env!("CARGO_CRATE_NAME"), level.unwrap_or(LevelFilter::INFO));
-    let lines = tracing_subscriber::fmt::layer()
-        .with_writer(std::io::stderr)
-        .with_ansi(false)
-        .with_target(false);
+    let lines =
+        tracing_subscriber::fmt::layer().with_writer(|| Stderr).with_ansi(false).with_target(false);
     tracing_subscriber::registry().with(lines.with_filter(own)).init();
+}
+
+/// Standard error, losing lines rather than waiting for whoever reads them.
+struct Stderr;
+
+impl Write for Stderr {
+    fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
+        let _ = sys::write_without_waiting(&std::io::stderr(), line);
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
 }
 
 #[expect(clippy::print_stdout, reason = "the answer of a command goes to standard output")]

@@ -55,7 +55,10 @@ impl Credentials {
             .connections
             .iter()
             .map(|(name, configured)| Ok((name.clone(), Arc::new(configured.source.load(arena)?))));
-        Ok(Self { by_connection: load.collect::<Result<_, _>>()? })
+        let by_connection = load.collect::<Result<_, _>>()?;
+        // Two connections may name one variable, so it goes when all have read it.
+        config.connections.values().for_each(|configured| configured.source.wipe());
+        Ok(Self { by_connection })
     }
 
     pub(crate) fn of(&self, connection: &ConnectionName) -> Option<Arc<Credential>> {

@@ -10,6 +10,7 @@ use thiserror::Error;
 
 use crate::arena::{Arena, ArenaFull, Slot};
 use crate::credential::Credential;
+use crate::sys;
 
 mod env;
 mod file;
@@ -116,8 +117,7 @@ impl SourceFault {
 }
 
 impl Source {
-    /// Reads the credential into the arena. An environment variable is wiped once read, so this
-    /// works once for it.
+    /// Reads the credential into the arena.
     ///
     /// # Errors
     /// When there is no credential, or none that could be used.
@@ -127,6 +127,14 @@ impl Source {
             key: self.key.clone(),
             fault,
         })
+    }
+
+    /// Removes what a read leaves outside the arena. After this an environment variable is empty.
+    pub(crate) fn wipe(&self) {
+        match &self.kind {
+            SourceKind::Env(variable) => sys::wipe_env(variable),
+            SourceKind::File(_) => {}
+        }
     }
 
     /// The files that a read needs.
@@ -145,7 +153,7 @@ impl Source {
     fn read(&self, arena: &Arena) -> Result<Credential, SourceFault> {
         let text = match &self.kind {
             SourceKind::File(path) => file::read(path, arena)?,
-            SourceKind::Env(variable) => env::take(variable, arena)?,
+            SourceKind::Env(variable) => env::read(variable, arena)?,
         };
         match &self.username {
             UsernameSource::InSecret => {

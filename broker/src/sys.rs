@@ -5,9 +5,11 @@
 use std::ffi::{CStr, c_char};
 use std::hint::black_box;
 use std::io;
-use std::os::fd::{FromRawFd as _, OwnedFd};
+use std::os::fd::{AsFd, FromRawFd as _, OwnedFd};
+use std::sync::{Mutex, PoisonError};
 
-use zeroize::Zeroize as _;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use zeroize::Zeroize;
 
 /// How much stack below the caller is wiped after cryptography: hash states and expanded keys
 /// were measured to lie within the first few KiB.
@@ -18,22 +20,39 @@ unsafe extern "C" {
     static environ: *const *mut c_char;
 }
 
-/// Lends the value of an environment variable to `read`, then overwrites it with zeros in place.
-/// `None` when it is not set. To be called before there are threads.
-pub(crate) fn take_env<R>(name: &str, read: impl FnOnce(&[u8]) -> R) -> Option<R> {
+/// Lends the value of an environment variable to `read`. `None` when it is not set.
+pub(crate) fn read_env<R>(name: &str, read: impl FnOnce(&[u8]) -> R) -> Option<R> {
+    let mut read = Some(read);
+    let mut answer = None;
+    each_env(name, |value| {
+        if let Some(read) = read.take() {
+            answer = Some(read(value));
+        }
+    });
+    answer
+}
+
+/// Overwrites the value of an environment variable with zeros where it stands, as often as it
+/// stands there.
+pub(crate) fn wipe_env(name: &str) {
+    each_env(name, Zeroize::zeroize);
+}
+
+/// Every value of that name in environ(7). To be called before there are threads.
+fn each_env(name: &str, mut each: impl FnMut(&mut [u8])) {
     let mut entry = {
         // SAFETY: `environ` is set by the C runtime before main and no thread changes it.
         unsafe { environ }
     };
     if entry.is_null() {
-        return None;
+        return;
     }
     loop {
         // SAFETY: environ(7) is an array of pointers that a null pointer ends, and the loop
         // stops there.
         let text = unsafe { *entry };
         if text.is_null() {
-            return None;
+            return;
         }
         // SAFETY: every entry is a NUL-terminated string.
         let len = unsafe { CStr::from_ptr(text) }.count_bytes();
@@ -43,9 +62,7 @@ pub(crate) fn take_env<R>(name: &str, read: impl FnOnce(&[u8]) -> R) -> Option<R
         if let Some((key, value)) = split_entry(bytes)
             && key == name.as_bytes()
         {
-            let answer = read(value);
-            value.zeroize();
-            return Some(answer);
+            each(value);
         }
         // SAFETY: the entry was not the terminating null pointer, so there is a next one.
         entry = unsafe { entry.add(1) };
@@ -56,6 +73,28 @@ fn split_entry(entry: &mut [u8]) -> Option<(&[u8], &mut [u8])> {
     let equals = entry.iter().position(|byte| *byte == b'=')?;
     let (key, value) = entry.split_at_mut_checked(equals)?;
     Some((key, value.get_mut(1..)?))
+}
+
+/// Writes a line to a pipe, a terminal or a file if that can be done at once, and fails
+/// otherwise: whoever reads a log and stalls must not hold up the broker.
+///
+/// A pipe that polls as writable takes PIPE_BUF bytes without blocking (pipe(7)); longer lines
+/// are refused.
+pub(crate) fn write_without_waiting(to: &impl AsFd, line: &[u8]) -> io::Result<()> {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    if line.len() > rustix::pipe::PIPE_BUF {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let mut fds = [PollFd::new(to, PollFlags::OUT)];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    let ready = poll(&mut fds, Some(&now))?;
+    let [polled] = &fds;
+    if ready == 0 || !polled.revents().contains(PollFlags::OUT) {
+        return Err(io::ErrorKind::WouldBlock.into());
+    }
+    let count = rustix::io::write(to, line)?;
+    if count == line.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
 }
 
 /// Marks every descriptor above standard error close-on-exec, and closes those above it that
@@ -201,15 +240,24 @@ mod tests {
     fn an_environment_variable_is_wiped_where_it_stands() {
         // PATH would be missed by other tests of this process; this one is set by cargo.
         let name = "CARGO_PKG_DESCRIPTION";
-        let first = take_env(name, <[u8]>::to_vec).unwrap();
-        assert!(!first.is_empty());
-        assert_eq!(take_env(name, <[u8]>::to_vec), Some(Vec::new()));
+        assert!(!read_env(name, <[u8]>::to_vec).unwrap().is_empty());
+        wipe_env(name);
+        assert_eq!(read_env(name, <[u8]>::to_vec), Some(Vec::new()));
         assert_eq!(std::env::var(name).as_deref(), Ok(""));
     }
 
     #[test]
     fn a_variable_that_is_not_set_is_none() {
-        assert_eq!(take_env("CREDBROKER_NOT_SET", <[u8]>::len), None);
+        assert_eq!(read_env("CREDBROKER_NOT_SET", <[u8]>::len), None);
+    }
+
+    #[test]
+    fn a_pipe_that_nobody_reads_is_refused_and_not_waited_for() {
+        let (reader, writer) = std::io::pipe().unwrap();
+        let line = [b'x'; 4096];
+        let taken = (0..1000).take_while(|_| write_without_waiting(&writer, &line).is_ok()).count();
+        assert!((1..1000).contains(&taken), "{taken}");
+        drop(reader);
     }
 
     #[test]

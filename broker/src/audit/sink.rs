@@ -13,6 +13,7 @@ use thiserror::Error;
 use super::Durability;
 use super::chain::{Chain, Head};
 use crate::config::AuditConfig;
+use crate::sys;
 
 /// No line is longer: every field of a record is bounded.
 const MAX_LINE: u64 = 64 * 1024;
@@ -95,10 +96,14 @@ impl Sinks {
         if let Some(file) = &mut self.file {
             file.append(line.as_bytes())?;
         }
-        if self.stdout {
-            let mut stdout = io::stdout().lock();
-            stdout.write_all(line.as_bytes())?;
-            stdout.flush()?;
+        if self.stdout
+            && let Err(error) = sys::write_without_waiting(&io::stdout(), line.as_bytes())
+        {
+            // A line that one sink has and the other has not was not written.
+            if let Some(file) = &mut self.file {
+                file.take_back(line.len());
+            }
+            return Err(error);
         }
         Ok(())
     }
@@ -198,6 +203,12 @@ impl LogFile {
 }
 
 impl LogFile {
+    /// Undoes the last append.
+    fn take_back(&mut self, len: usize) {
+        self.len = self.len.saturating_sub(len as u64);
+        let _ = self.file.set_len(self.len);
+    }
+
     fn is_deleted(&self) -> bool {
         rustix::fs::fstat(&self.file).is_ok_and(|stat| stat.st_nlink == 0)
     }

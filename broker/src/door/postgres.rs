@@ -95,7 +95,7 @@ async fn client_session(
         server.stop(&session).await;
     }
     let reason = match end {
-        End::Client if watcher.client_said_goodbye() => "client_terminated",
+        End::Client | End::Server if watcher.client_said_goodbye() => "client_terminated",
         End::Client => "client_gone",
         End::Server => "server_closed",
         End::Broken => "link_broken",

@@ -21,7 +21,7 @@ const BUFFER: usize = 64 * 1024;
 const LINGER: Duration = Duration::from_secs(1);
 /// How long after the server's socket ended a cut may make itself known.
 const CUT_FOLLOWS: Duration = Duration::from_millis(2);
-/// How often a client that closed its writing half is looked at.
+/// How often a client that nothing is read from is looked at.
 const GONE_CHECK: Duration = Duration::from_millis(250);
 
 /// What a relay keeps count of; a protocol knows its own frames.
@@ -106,7 +106,7 @@ where
                     carried.from_client += bytes.len() as u64;
                     watcher.client_sent(bytes);
                 }
-                Ok(Moved::Read) => {}
+                Ok(Moved::Along) => {}
                 Ok(Moved::Ended) if watcher.client_said_goodbye() => {
                     let _ = timeout(LINGER, drain(&mut server_reader)).await;
                     return End::Client;
@@ -126,11 +126,13 @@ where
                     carried.from_server += bytes.len() as u64;
                     watcher.server_sent(bytes);
                 }
-                Ok(Moved::Read) => {}
+                Ok(Moved::Along) => {}
                 Ok(Moved::Ended) => return either(&mut cut, End::Server).await,
                 Err(_) => return either(&mut cut, End::Broken).await,
             },
-            () = tokio::time::sleep(GONE_CHECK), if upward.ended => {
+            // Who writes to a client that reads nothing, or reads from one that is stalled, does
+            // not see it go.
+            () = tokio::time::sleep(GONE_CHECK), if upward.ended || upward.is_stalled() => {
                 if is_gone(client_reader.as_ref()) {
                     return End::Client;
                 }
@@ -156,12 +158,14 @@ struct Pump {
     buffer: Vec<u8>,
     filled: usize,
     written: usize,
+    /// TLS keeps what it was given until it is flushed.
+    unflushed: bool,
     ended: bool,
 }
 
 enum Moved<'a> {
-    /// Bytes came in.
-    Read,
+    /// Bytes came in, or what had gone out was flushed.
+    Along,
     /// These bytes went out.
     Written(&'a [u8]),
     /// No more will come.
@@ -170,36 +174,42 @@ enum Moved<'a> {
 
 impl Pump {
     fn new() -> Self {
-        Self { buffer: vec![0; BUFFER], filled: 0, written: 0, ended: false }
+        Self { buffer: vec![0; BUFFER], filled: 0, written: 0, unflushed: false, ended: false }
     }
 
-    /// One read or one write. Loses nothing when it is dropped half-way.
+    /// Whether bytes wait for the other side to take them.
+    fn is_stalled(&self) -> bool {
+        self.unflushed || self.written < self.filled
+    }
+
+    /// One read, one write or one flush. Each is a single await with its bookkeeping right behind
+    /// it, so a step that is dropped half-way has either happened and is known, or has not: a
+    /// byte that was written and forgotten would be sent twice.
     async fn step<R, W>(&mut self, reader: &mut R, writer: &mut W) -> io::Result<Moved<'_>>
     where
         R: AsyncRead + Unpin,
         W: AsyncWrite + Unpin,
     {
-        if self.written == self.filled {
-            (self.filled, self.written) = (0, 0);
-            // A direction that has ended is not asked again.
-            let count = reader.read(&mut self.buffer).await?;
+        if self.written < self.filled {
+            let from = self.written;
+            let waiting = self.buffer.get(from..self.filled).unwrap_or_default();
+            let count = writer.write(waiting).await?;
+            self.written += count;
+            self.unflushed = true;
             if count == 0 {
-                self.ended = true;
-                return Ok(Moved::Ended);
+                return Err(io::ErrorKind::WriteZero.into());
             }
-            self.filled = count;
-            return Ok(Moved::Read);
+            return Ok(Moved::Written(self.buffer.get(from..self.written).unwrap_or_default()));
         }
-        let waiting = self.buffer.get(self.written..self.filled).unwrap_or_default();
-        let count = writer.write(waiting).await?;
-        if count == 0 {
-            return Err(io::ErrorKind::WriteZero.into());
+        if self.unflushed {
+            writer.flush().await?;
+            self.unflushed = false;
+            return Ok(Moved::Along);
         }
-        // TLS keeps what it was given until it is flushed.
-        writer.flush().await?;
-        let from = self.written;
-        self.written += count;
-        Ok(Moved::Written(self.buffer.get(from..self.written).unwrap_or_default()))
+        let count = reader.read(&mut self.buffer).await?;
+        (self.filled, self.written) = (count, 0);
+        self.ended = count == 0;
+        Ok(if self.ended { Moved::Ended } else { Moved::Along })
     }
 }
 
@@ -223,4 +233,58 @@ fn is_gone(socket: &UnixStream) -> bool {
     let polled = poll(&mut fds, Some(&now));
     let [polled_fd] = &fds;
     polled.is_ok() && polled_fd.revents().intersects(PollFlags::HUP | PollFlags::ERR)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::Pin;
+    use std::task::{Context, Poll};
+
+    use super::*;
+
+    /// Takes every byte, and is slow to flush them: what TLS does on a full socket.
+    #[derive(Default)]
+    struct SlowToFlush {
+        taken: Vec<u8>,
+        flushes: u32,
+    }
+
+    impl AsyncWrite for SlowToFlush {
+        fn poll_write(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            buf: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            self.taken.extend_from_slice(buf);
+            Poll::Ready(Ok(buf.len()))
+        }
+
+        fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            self.flushes += 1;
+            if self.flushes.is_multiple_of(3) {
+                return Poll::Ready(Ok(()));
+            }
+            cx.waker().wake_by_ref();
+            Poll::Pending
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_step_that_is_dropped_sends_no_byte_twice() {
+        let sent: Vec<u8> = (0..=255).cycle().take(300_000).collect();
+        let (mut reader, mut writer, mut pump) = (&sent[..], SlowToFlush::default(), Pump::new());
+        while !pump.ended {
+            tokio::select! {
+                biased;
+                moved = pump.step(&mut reader, &mut writer) => drop(moved.unwrap()),
+                // What the other direction does in the relay: it wins whenever this one waits.
+                () = std::future::ready(()) => {}
+            }
+        }
+        assert!(writer.taken == sent, "{} of {} bytes", writer.taken.len(), sent.len());
+    }
 }

@@ -1,5 +1,5 @@
-//! Secrets in the broker's own environment: copied into the arena and wiped where they stood, so
-//! that /proc/PID/environ shows none.
+//! Secrets in the broker's own environment: copied into the arena, and wiped where they stood
+//! once every connection has read its own, so that /proc/PID/environ shows none.
 
 #![forbid(unsafe_code)]
 
@@ -7,10 +7,9 @@ use super::{MAX_SECRET, SourceFault};
 use crate::arena::{Arena, Slot};
 use crate::sys;
 
-pub(super) fn take(variable: &str, arena: &Arena) -> Result<Slot, SourceFault> {
+pub(super) fn read(variable: &str, arena: &Arena) -> Result<Slot, SourceFault> {
     let missing = || SourceFault::NoVariable { variable: variable.to_owned() };
-    sys::take_env(variable, |value| {
-        // A wiped value is empty: what was read once is not there any more.
+    sys::read_env(variable, |value| {
         if value.is_empty() {
             return Err(missing());
         }

@@ -9,7 +9,7 @@ use std::os::fd::OwnedFd;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 use tracing::{info, warn};
-use zeroize::{Zeroize as _, Zeroizing};
+use zeroize::Zeroizing;
 
 use super::backend::{Authenticated, LoginFault, LoginRequest, log_in};
 use super::codec::{self, BadStartup, First, Startup};
@@ -109,13 +109,15 @@ impl Frontend {
         self.stream.read_exact(&mut header).await?;
         let [tag, length @ ..] = header;
         let length = usize::try_from(u32::from_be_bytes(length)).unwrap_or(usize::MAX);
+        if tag == b'X' {
+            return Err(io::ErrorKind::ConnectionAborted.into());
+        }
         if tag != b'p' || !(4..=codec::MAX_PASSWORD).contains(&length) {
             return Ok(None);
         }
         let mut body = Zeroizing::new(vec![0; length - 4]);
         self.stream.read_exact(&mut body).await?;
         let hash = codec::password(&body).ok().and_then(TokenHash::of);
-        body.zeroize();
         Ok(hash)
     }
 }
