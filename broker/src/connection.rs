@@ -133,6 +133,10 @@ impl Connection {
     /// The database that a client gets for what it asked: absent, or the connection's own name,
     /// mean the configured one.
     pub(crate) fn database(&self, asked: Option<&str>) -> Option<AllowedDatabase> {
+        // It goes into the audit record: no longer than the server keeps, and nothing unprintable.
+        if asked.is_some_and(|asked| asked.len() > 63 || asked.contains(char::is_control)) {
+            return None;
+        }
         let name = match asked {
             None => &self.database,
             Some(asked) if asked == self.database => asked,
@@ -214,6 +218,8 @@ pub(crate) mod tests {
         assert_eq!(database(Some("reporting_2026")).as_deref(), Some("reporting_2026"));
         assert_eq!(database(Some("postgres")), None);
         assert_eq!(database(Some("")), None);
+        assert_eq!(database(Some("reporting_\n")), None);
+        assert_eq!(database(Some(&format!("reporting_{}", "x".repeat(64)))), None);
     }
 
     #[test]

@@ -29,7 +29,9 @@ use crate::audit::{Audit, Event, Outcome, Record};
 use crate::config::{Config, HandleLimits, Limits};
 use crate::connection::{Connection, ConnectionName};
 use crate::credential::Credentials;
-use crate::handle::{Bind, Expiry, ExpiryQueue, Handle, HandleId, Standing, Table, Token};
+use crate::handle::{
+    Bind, Expiry, ExpiryQueue, Handle, HandleId, SHORTEST_LIFE, Standing, Table, Token,
+};
 use crate::peer::{Peer, Uid};
 use crate::policy::{Action, Decision, Grant, Policy};
 use crate::session::Registry;
@@ -194,7 +196,10 @@ impl Core {
         let mut handle = Handle {
             id: HandleId::random().map_err(internal)?,
             connection: Arc::clone(connection),
-            holder: peer.clone(),
+            holder: match request.bind {
+                Bind::None => peer.without_process(),
+                Bind::Lifetime => peer.clone(),
+            },
             redeemer: request.redeemer,
             subject: request.subject,
             purpose: request.purpose,
@@ -299,8 +304,8 @@ impl Core {
         {
             return wrong("subject", "be at most 128 printable ASCII characters");
         }
-        if request.ttl.is_some_and(|ttl| ttl.is_zero()) {
-            return wrong("ttl", "be longer than nothing");
+        if request.ttl.is_some_and(|ttl| ttl < SHORTEST_LIFE) {
+            return wrong("ttl", "be at least a second");
         }
         if request.max_uses == Some(0) || request.max_sessions == Some(0) {
             return wrong("max_uses, max_sessions", "be at least 1 when given");

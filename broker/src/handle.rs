@@ -19,6 +19,12 @@ mod expiry;
 mod table;
 mod token;
 
+/// No span that a person or a request gives is longer: it would be a mistake, and the timer wheel
+/// holds no more than two years.
+pub(crate) const LONGEST_SPAN: Duration = Duration::from_secs(365 * 24 * 3600);
+/// Nor is a handle's life shorter: to ask for many of no use would be to fill the table.
+pub(crate) const SHORTEST_LIFE: Duration = Duration::from_secs(1);
+
 /// The public name of a handle: `hdl_` and 16 characters of lower-case base32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct HandleId([u8; 10]);
@@ -90,6 +96,11 @@ impl Handle {
     /// Whether `uid` may know that this handle exists.
     pub(crate) fn concerns(&self, uid: Uid) -> bool {
         self.holder.uid() == uid || self.redeemer == Some(uid)
+    }
+
+    /// Whether it dies with its holder's process.
+    pub(crate) fn is_bound(&self) -> bool {
+        self.bind == Bind::Lifetime
     }
 
     /// Moves the expiry to `ttl` from `now`, no further than `never_after`.

@@ -174,6 +174,15 @@ impl Peer {
         self.inner.pidfd.as_ref().is_none_or(PidFd::is_alive)
     }
 
+    /// The same peer without its process: for what outlives the connection and must not keep a
+    /// descriptor open for it.
+    pub(crate) fn without_process(&self) -> Self {
+        let Inner { id, uid, gid, ref groups, pid, .. } = *self.inner;
+        let groups = groups.clone();
+        let (watched, gone) = (AtomicBool::new(true), CancellationToken::new());
+        Self { inner: Arc::new(Inner { id, uid, gid, groups, pid, pidfd: None, watched, gone }) }
+    }
+
     /// Whether the kernel gave a way to learn that the process exits.
     pub(crate) fn can_be_watched(&self) -> bool {
         self.inner.pidfd.is_some()

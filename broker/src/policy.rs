@@ -147,6 +147,28 @@ impl Policy {
         redeemer: Uid,
         connection: &ConnectionName,
     ) -> Decision {
+        self.issued_for(holder, connection, |selector| selector.may_be(redeemer))
+    }
+
+    /// May `redeemer`, now that it is here, use what was issued to `holder` for its uid?
+    pub fn decide_redemption(
+        &self,
+        holder: &Peer,
+        redeemer: &Peer,
+        connection: &ConnectionName,
+    ) -> Decision {
+        match self.never(redeemer) {
+            Some(reason) => Decision::Deny(Denial { reason, nearest: None }),
+            None => self.issued_for(holder, connection, |selector| selector.matches(redeemer)),
+        }
+    }
+
+    fn issued_for(
+        &self,
+        holder: &Peer,
+        connection: &ConnectionName,
+        is_redeemer: impl Fn(&Selector) -> bool,
+    ) -> Decision {
         if let Some(reason) = self.never(holder) {
             return Decision::Deny(Denial { reason, nearest: None });
         }
@@ -155,7 +177,7 @@ impl Policy {
                 && rule.covers(connection.as_str())
                 && rule.peer.matches(holder)
         });
-        match issues.find(|rule| rule.redeemers.iter().any(|selector| selector.may_be(redeemer))) {
+        match issues.find(|rule| rule.redeemers.iter().any(&is_redeemer)) {
             Some(rule) => Decision::Allow(rule.grant(Action::Issue, connection)),
             None => Decision::Deny(Denial { reason: DenyReason::RedeemerNotNamed, nearest: None }),
         }

@@ -34,9 +34,9 @@ mod status;
 /// What the health service knows the handle service as.
 const HANDLE_SERVICE: &str = "credbroker.v1.HandleService";
 /// Open connections over all peers.
-const MAX_CONNECTIONS: usize = 1024;
+const MAX_CONNECTIONS: usize = 512;
 /// Requests at once on one connection.
-const MAX_STREAMS: u32 = 64;
+const MAX_STREAMS: u32 = 16;
 /// Longest message in either direction that a request is made of.
 const MAX_MESSAGE: usize = 64 * 1024;
 /// Longest header block.
@@ -108,7 +108,7 @@ fn routes<H: Health, R: ServerReflection>(
 ) -> Routes {
     let handles = HandleServiceServer::new(Handles::new(core.clone(), peer.clone()))
         .max_decoding_message_size(MAX_MESSAGE)
-        .max_encoding_message_size(16 * MAX_MESSAGE);
+        .max_encoding_message_size(2 * MAX_MESSAGE);
     Routes::new(handles).add_service(health).add_service(reflection)
 }
 

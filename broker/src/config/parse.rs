@@ -10,13 +10,14 @@ use super::{
     ArenaConfig, AuditConfig, Config, ConfigError, HandleLimits, Limits, Places, connections, file,
     grants,
 };
+use crate::handle::LONGEST_SPAN;
 use crate::peer::{Gid, Uid};
 use crate::policy::Selector;
 
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
-/// Longer spans are mistakes, and could overflow a deadline.
-const LONGEST: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+/// More locked memory is a mistake, and its size could overflow.
+const MAX_ARENA: usize = 1 << 30;
 
 /// Names the file and key that a value came from.
 pub(super) struct At<'a> {
@@ -47,10 +48,13 @@ impl<'a> At<'a> {
         default: Duration,
     ) -> Result<Duration, ConfigError> {
         let Some(text) = text else { return Ok(default) };
-        let parsed =
-            humantime::parse_duration(text).ok().filter(|span| !span.is_zero() && *span <= LONGEST);
+        let parsed = humantime::parse_duration(text)
+            .ok()
+            .filter(|span| !span.is_zero() && *span <= LONGEST_SPAN);
         parsed.ok_or_else(|| {
-            self.wrong("is not a span of time: write it as \"30s\", \"10m\" or \"12h\"")
+            self.wrong(
+                "is not a span of time: of at most a year: write it as \"30s\", \"10m\" or \"12h\"",
+            )
         })
     }
 
@@ -148,7 +152,14 @@ pub(super) fn config(raw: Raw, places: &Places) -> Result<Config, ConfigError> {
         allow_own_uid: raw.broker.allow_own_uid.unwrap_or(places.user_mode),
         arena: ArenaConfig {
             backend: raw.arena.backend,
-            capacity: at("arena.capacity").size(raw.arena.capacity.as_deref(), 1 << 20)?,
+            capacity: {
+                let at = at("arena.capacity");
+                let bytes = at.size(raw.arena.capacity.as_deref(), 1 << 20)?;
+                if bytes > MAX_ARENA {
+                    return Err(at.wrong("is more than 1GiB, and secrets are small"));
+                }
+                bytes
+            },
         },
         audit: AuditConfig {
             file: sinks.contains(&Sink::File).then_some(audit_path),

@@ -11,7 +11,7 @@ use tracing::{info, warn};
 use super::{Core, Refusal, Why};
 use crate::audit::{Event, Outcome, Record};
 use crate::connection::ConnectionName;
-use crate::handle::{Bind, ExpiryQueue, Handle, HandleId, REMEMBERED, Standing};
+use crate::handle::{ExpiryQueue, Handle, HandleId, REMEMBERED, Standing};
 use crate::peer::{Peer, PeerId, Watch};
 use crate::session::{Cut, CutReason};
 
@@ -169,11 +169,5 @@ impl Core {
         self.shared.stopped.cancel();
         self.shared.audit.always(&Record::new(Event::BrokerStopped, Outcome::Done));
         self.shared.audit.settle();
-    }
-}
-
-impl Handle {
-    fn is_bound(&self) -> bool {
-        self.bind == Bind::Lifetime
     }
 }

@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 
 use super::{Core, HandleView, Refusal, Verb, Why};
 use crate::audit::{Event, Outcome, Record};
-use crate::handle::{Handle, HandleFault, HandleId, Standing, TokenHash};
+use crate::handle::{Handle, HandleFault, HandleId, SHORTEST_LIFE, Standing, TokenHash};
 use crate::peer::Peer;
 use crate::policy::Action;
 use crate::session::CutReason;
 
 /// Most handles that one list shows.
-const MAX_LISTED: usize = 1000;
+const MAX_LISTED: usize = 100;
 
 /// Names a handle to be revoked.
 #[derive(Debug)]
@@ -38,8 +38,8 @@ impl Core {
         self.check_alive(peer, &connection.name)?;
         self.check_open_for_business(peer, &connection.name)?;
         self.check_rate(peer, &grant, Verb::Renew)?;
-        if ttl.is_some_and(|ttl| ttl.is_zero()) {
-            let why = Why::InvalidRequest { field: "ttl", must: "be longer than nothing" };
+        if ttl.is_some_and(|ttl| ttl < SHORTEST_LIFE) {
+            let why = Why::InvalidRequest { field: "ttl", must: "be at least a second" };
             return Err(self.refuse(peer, Some(&connection.name), why));
         }
         let longest =

@@ -26,11 +26,12 @@ pub(crate) struct Opening {
     database: AllowedDatabase,
 }
 
-/// A live session. Dropped without [`Session::close`], it is recorded as failed.
+/// A live session. Its end is recorded by [`Session::close`], or when it is dropped.
 #[derive(Debug)]
 pub(crate) struct Session {
     entered: Entered,
     credential: Arc<Credential>,
+    database: AllowedDatabase,
     key: ClientKey,
 }
 
@@ -45,6 +46,8 @@ pub(crate) struct Closing {
     pub(crate) reason: &'static str,
     pub(crate) from_client: u64,
     pub(crate) from_server: u64,
+    /// Whether the server is known to do nothing for it any more.
+    pub(crate) server_stopped: bool,
 }
 
 /// A place in the registry. Leaves it, and records the end, exactly once.
@@ -124,8 +127,11 @@ impl Opening {
         match committed {
             Ok(()) => {
                 self.entered.outcome = Outcome::Done;
-                let Self { entered, credential, database: _ } = self;
-                Ok((Session { entered, credential, key }, Permit(())))
+                // What stands there if nobody closes it: it went away before it was told that
+                // it is in.
+                self.entered.closing.reason = "client_gone";
+                let Self { entered, credential, database } = self;
+                Ok((Session { entered, credential, database, key }, Permit(())))
             }
             Err(CutMeanwhile(reason)) => Err(self.fail_cut(reason)),
         }
@@ -169,6 +175,10 @@ impl Session {
         &self.credential
     }
 
+    pub(crate) fn database(&self) -> &AllowedDatabase {
+        &self.database
+    }
+
     pub(crate) fn connection(&self) -> &Arc<Connection> {
         &self.entered.connection
     }
@@ -201,7 +211,12 @@ impl Entered {
             id,
             cut,
             since: Instant::now(),
-            closing: Closing { reason: "not_opened", from_client: 0, from_server: 0 },
+            closing: Closing {
+                reason: "not_opened",
+                from_client: 0,
+                from_server: 0,
+                server_stopped: true,
+            },
             outcome: Outcome::Failed,
             recorded: false,
         }
@@ -211,12 +226,16 @@ impl Entered {
         self.id
     }
 
+    pub(super) fn connection(&self) -> &Arc<Connection> {
+        &self.connection
+    }
+
     pub(super) fn handle(&self) -> Option<HandleId> {
         self.handle
     }
 
     fn record_end(&self) {
-        let Closing { reason, from_client, from_server } = self.closing;
+        let Closing { reason, from_client, from_server, server_stopped } = self.closing;
         let lasted = u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX);
         let mut record = Record::new(Event::SessionClosed, self.outcome)
             .reason(reason)
@@ -226,6 +245,9 @@ impl Entered {
             .detail("lasted_ms", lasted)
             .detail("bytes_from_client", from_client)
             .detail("bytes_from_server", from_server);
+        if !server_stopped {
+            record = record.detail("server_stopped", false);
+        }
         if let Some(handle) = self.handle {
             record = record.handle(handle);
         }

@@ -77,16 +77,6 @@ impl Core {
     ) -> Result<Opening, Refusal> {
         let Admission { connection, asks } = admission;
         let name = &connection.name;
-        let Some(database) = connection.database(database) else {
-            return Err(self.refuse(peer, Some(name), Why::AccessDenied));
-        };
-        let Some(credential) = self.shared.credentials.of(name) else {
-            return Err(self.refuse(
-                peer,
-                Some(name),
-                Why::Internal("the connection has no credential"),
-            ));
-        };
         self.check_alive(peer, name)?;
         self.check_open_for_business(peer, name)?;
 
@@ -111,28 +101,57 @@ impl Core {
                 }
             }
         };
-        // Drain may have begun between the check above and the place in the registry; whoever
-        // drains counts sessions after setting the flag.
-        self.check_open_for_business(peer, name)?;
-        self.check_rate(peer, &grant, Verb::Open)?;
+        match self.record_opening(peer, entered, &grant, database, (&subject, &purpose)) {
+            Ok(audited) => Ok(audited.into_inner().recorded()),
+            Err((handle, refusal)) => {
+                // Nothing was tried with the use that was spent.
+                if let Some(handle) = handle {
+                    self.state().handles.give_back_use(handle);
+                }
+                Err(refusal)
+            }
+        }
+    }
 
+    /// What is left to check once there is a place, and the record. A refusal names the handle
+    /// whose use was spent.
+    fn record_opening(
+        &self,
+        peer: &Peer,
+        entered: Entered,
+        grant: &Grant,
+        database: Option<&str>,
+        (subject, purpose): (&str, &str),
+    ) -> Result<Audited<Opening>, (Option<HandleId>, Refusal)> {
+        let connection = Arc::clone(entered.connection());
+        let (name, handle) = (&connection.name, entered.handle());
+        let refused = |refusal| (handle, refusal);
+        // Drain may have begun since there was a place; whoever drains counts sessions after
+        // setting the flag.
+        self.check_open_for_business(peer, name).map_err(refused)?;
+        self.check_rate(peer, grant, Verb::Open).map_err(refused)?;
+        let Some(database) = connection.database(database) else {
+            return Err(refused(self.refuse(peer, Some(name), Why::AccessDenied)));
+        };
+        let Some(credential) = self.shared.credentials.of(name) else {
+            let why = Why::Internal("the connection has no credential");
+            return Err(refused(self.refuse(peer, Some(name), why)));
+        };
         let mut record = Record::new(Event::SessionOpened, Outcome::Allowed)
             .peer(peer)
-            .grant(&grant)
+            .grant(grant)
             .session(entered.id())
             .database(&database)
             .db_user(credential.username())
-            .subject(&subject)
-            .purpose(&purpose);
-        if let Some(handle) = entered.handle() {
+            .subject(subject)
+            .purpose(purpose);
+        if let Some(handle) = handle {
             record = record.handle(handle);
         }
-        let audited: Audited<Opening> = self
-            .shared
-            .audit
-            .before(&record, Opening::new(entered, credential, database))
-            .map_err(|_unavailable| self.refuse(peer, Some(name), Why::AuditUnavailable))?;
-        Ok(audited.into_inner().recorded())
+        let opening = Opening::new(entered, credential, database);
+        let audited = self.shared.audit.before(&record, opening);
+        audited
+            .map_err(|_unavailable| refused(self.refuse(peer, Some(name), Why::AuditUnavailable)))
     }
 
     /// Everything that must be one step, in one lock: the handle's state, its holder's grant,
@@ -160,15 +179,10 @@ impl Core {
                     Err(fault) => return Place::Denied(Grievance::Handle(fault)),
                 };
                 // The right is the holder's: it must still have it now.
+                let (policy, holder) = (&self.shared.policy, &handle.holder);
                 let decision = match handle.redeemer {
-                    Some(redeemer) => self.shared.policy.decide_redeemer(
-                        &handle.holder,
-                        redeemer,
-                        &connection.name,
-                    ),
-                    None => {
-                        self.shared.policy.decide(&handle.holder, Action::Open, &connection.name)
-                    }
+                    Some(_uid) => policy.decide_redemption(holder, peer, &connection.name),
+                    None => policy.decide(holder, Action::Open, &connection.name),
                 };
                 match decision {
                     Decision::Allow(grant) => (grant, Some(handle)),

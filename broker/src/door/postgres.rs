@@ -11,7 +11,7 @@ use tracing::debug;
 use self::backend::Authenticated;
 use self::codec::Frames;
 use self::frontend::{Opened, greet};
-use self::stop::Server;
+use self::stop::{Server, Stopped};
 use crate::core::{Closing, Core};
 use crate::door::login::login;
 use crate::door::relay::{End, Watcher, relay};
@@ -91,9 +91,8 @@ async fn client_session(
     // The client's socket dies first, then the link, then whatever the server still does.
     drop(client);
     drop(stream);
-    if watcher.server_busy() {
-        server.stop(&session).await;
-    }
+    // An idle backend ends by itself when its link does.
+    let stopped = if watcher.server_busy() { server.stop(&session).await } else { Stopped::Gone };
     let reason = match end {
         End::Client | End::Server if watcher.client_said_goodbye() => "client_terminated",
         End::Client => "client_gone",
@@ -108,6 +107,7 @@ async fn client_session(
         reason,
         from_client: carried.from_client,
         from_server: carried.from_server,
+        server_stopped: stopped == Stopped::Gone,
     });
 }
 

@@ -11,7 +11,7 @@ use crate::connection::ConnectionName;
 use crate::peer::{PeerId, Uid};
 
 /// How long an expired handle is remembered, so that its own holder learns why it fails.
-pub(crate) const REMEMBERED: Duration = Duration::from_secs(600);
+pub(crate) const REMEMBERED: Duration = Duration::from_secs(60);
 
 /// Whether a handle still gives a right.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,7 +41,12 @@ pub(crate) struct Table {
     tokens: HashMap<HandleId, TokenHash>,
     /// Live handles of a holder's uid on a connection.
     counts: HashMap<(Uid, ConnectionName), usize>,
+    /// Live handles of a holder's uid that are bound to its process: each may keep descriptors.
+    bound: HashMap<Uid, usize>,
 }
+
+/// Bound handles of one uid, over all connections.
+const MAX_BOUND: usize = 512;
 
 impl Table {
     /// Adds a live handle unless its holder has `limit` on that connection already.
@@ -52,10 +57,13 @@ impl Table {
         limit: usize,
     ) -> Result<(), TableFull> {
         let count = self.counts.entry(owner(&handle)).or_default();
-        if *count >= limit {
+        let bound = self.bound.entry(handle.holder.uid()).or_default();
+        let adds = usize::from(handle.is_bound());
+        if *count >= limit || *bound + adds > MAX_BOUND {
             return Err(TableFull);
         }
         *count += 1;
+        *bound += adds;
         self.by_token.insert(token, handle.id);
         self.tokens.insert(handle.id, token);
         self.handles.insert(handle.id, handle);
@@ -78,6 +86,13 @@ impl Table {
         Ok(handle)
     }
 
+    /// Takes the spending of a use back.
+    pub(crate) fn give_back_use(&mut self, id: HandleId) {
+        if let Some(left) = self.handles.get_mut(&id).and_then(|handle| handle.uses_left.as_mut()) {
+            *left += 1;
+        }
+    }
+
     pub(crate) fn get(&self, id: HandleId) -> Option<&Handle> {
         self.handles.get(&id)
     }
@@ -89,7 +104,7 @@ impl Table {
             self.by_token.remove(&token);
         }
         if handle.standing == Standing::Live {
-            self.uncount(&handle);
+            self.uncount(&owner(&handle), usize::from(handle.is_bound()));
         }
         Some(handle)
     }
@@ -99,8 +114,10 @@ impl Table {
         let handle =
             self.handles.get_mut(&id).filter(|handle| handle.standing == Standing::Live)?;
         handle.standing = Standing::Expired;
-        let owner = owner(handle);
-        self.uncount_owner(&owner);
+        // What is only remembered keeps no descriptor.
+        handle.holder = handle.holder.without_process();
+        let (owner, adds) = (owner(handle), usize::from(handle.is_bound()));
+        self.uncount(&owner, adds);
         self.handles.get(&id)
     }
 
@@ -114,16 +131,17 @@ impl Table {
         self.live().filter(move |handle| handle.holder.id() == peer)
     }
 
-    fn uncount(&mut self, handle: &Handle) {
-        self.uncount_owner(&owner(handle));
+    fn uncount(&mut self, owner: &(Uid, ConnectionName), bound: usize) {
+        subtract(&mut self.counts, owner, 1);
+        subtract(&mut self.bound, &owner.0, bound);
     }
+}
 
-    fn uncount_owner(&mut self, owner: &(Uid, ConnectionName)) {
-        if let Some(count) = self.counts.get_mut(owner) {
-            *count -= 1;
-            if *count == 0 {
-                self.counts.remove(owner);
-            }
+fn subtract<K: std::hash::Hash + Eq>(counts: &mut HashMap<K, usize>, key: &K, by: usize) {
+    if let Some(count) = counts.get_mut(key) {
+        *count = count.saturating_sub(by);
+        if *count == 0 {
+            counts.remove(key);
         }
     }
 }

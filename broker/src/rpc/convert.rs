@@ -10,11 +10,8 @@ use prost_types::Timestamp;
 use crate::config::Config;
 use crate::connection::Connection;
 use crate::core::{HandleView, IssueRequest, Viewed};
-use crate::handle::Bind;
+use crate::handle::{Bind, LONGEST_SPAN};
 use crate::peer::Uid;
-
-/// Nothing lives longer than this; longer spans are mistakes and could overflow a clock.
-const LONGEST: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
 /// A field that cannot be understood.
 #[derive(Debug, PartialEq, Eq)]
@@ -53,8 +50,8 @@ pub(super) fn span(
     let Some(span) = span else { return Ok(None) };
     let parsed =
         Duration::try_from(span).map_err(|_negative| Bad { field, must: "not be negative" })?;
-    if parsed > LONGEST {
-        Err(Bad { field, must: "be at most ten years" })
+    if parsed > LONGEST_SPAN {
+        Err(Bad { field, must: "be at most a year" })
     } else {
         Ok(Some(parsed))
     }

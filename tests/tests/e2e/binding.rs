@@ -132,6 +132,33 @@ fn g3_a_token_is_bound() {
 }
 
 #[test]
+fn g3_a_redeemer_must_be_all_that_the_grant_says() {
+    if !several_or_say("a redeemer is another uid") {
+        return;
+    }
+    let database = Server::shared().database();
+    let (issuer, redeemer) = (Identity::numbered(64_107), Identity::numbered(64_106));
+    let group = i64::from(redeemer.uid()) + 1000;
+    let selector = toml::Table::from_iter([
+        ("uid".to_owned(), i64::from(redeemer.uid()).into()),
+        ("group".to_owned(), group.into()),
+    ]);
+    let redeemers = toml::Value::Array(vec![toml::Value::Table(selector)]);
+    let broker = Broker::usual_setup(&database, Via::Tls)
+        .grant(Grant::to(&issuer, &["issue"], &["main_db"]).with("redeemers", redeemers))
+        .grant(Grant::to(&redeemer, &["open"], &["main_db"]))
+        .start();
+    let request = IssueHandleRequest {
+        connection: "main_db".into(),
+        redeemer: Some(redeemer.uid()),
+        ..Default::default()
+    };
+    let issued = broker.handles(&issuer).issue_with(request).expect("a grant");
+    let refused = broker.login(&redeemer, "main_db", &issued.token).expect_err("not in the group");
+    assert_eq!(refused.refusal().sqlstate(), "28000");
+}
+
+#[test]
 fn g3_a_credential_token_belongs_to_one_mcp_principal() {
     if !several_or_say("workers of two uids are two principals") {
         return;

@@ -61,6 +61,58 @@ fn a_revoke_cuts_a_running_query_and_ends_it_in_the_database() {
 }
 
 #[test]
+fn g5_what_was_pipelined_does_not_run_after_a_revoke() {
+    let database = Server::shared().database();
+    let broker = Broker::usual(&database);
+    let service = broker.handles(&Identity::client());
+    let issued = service.issue("main_db").expect("a grant");
+    let mut session = broker.session(&Identity::client(), "main_db", &issued.token);
+    session.query("CREATE TABLE marks (n int)").expect("the role may create tables");
+    // The server has both statements; a cancellation of the first would let the second begin.
+    session.start_query(
+        "DO $$ BEGIN PERFORM pg_sleep(300); EXCEPTION WHEN query_canceled THEN NULL; END $$",
+    );
+    session.start_query("INSERT INTO marks VALUES (1)");
+    assert_eventually!(database.running("pg_sleep") == 1, "the block does not run");
+
+    assert_eq!(service.revoke(&issued.token), Ok(1));
+    assert_cut(session, &database);
+    let marks: i64 =
+        database.admin().query_one("SELECT count(*) FROM marks", &[]).expect("the table").get(0);
+    assert_eq!(marks, 0, "a statement ran after the revoke");
+}
+
+#[test]
+fn g5_a_role_cannot_keep_its_backend_with_settings_of_its_own() {
+    let database = Server::shared().database();
+    let broker = Broker::usual(&database);
+    let service = broker.handles(&Identity::client());
+    let issued = service.issue("main_db").expect("a grant");
+    let mut session = broker.session(&Identity::client(), "main_db", &issued.token);
+    for statement in [
+        "CREATE SCHEMA evil",
+        "CREATE FUNCTION evil.never(int, int) RETURNS bool LANGUAGE sql AS 'SELECT false'",
+        "CREATE OPERATOR evil.= (LEFTARG = int, RIGHTARG = int, FUNCTION = evil.never)",
+        "ALTER ROLE CURRENT_USER SET search_path = evil, pg_catalog",
+        "ALTER ROLE CURRENT_USER SET statement_timeout = '1ms'",
+    ] {
+        session.query(statement).expect(statement);
+    }
+    session.start_query(
+        "DO $$ BEGIN LOOP BEGIN PERFORM pg_sleep(300); \
+         EXCEPTION WHEN query_canceled THEN NULL; END; END LOOP; END $$",
+    );
+    assert_eventually!(database.running("pg_sleep") == 1, "the block does not run");
+
+    assert_eq!(service.revoke(&issued.token), Ok(1));
+    assert_cut(session, &database);
+    let audit = broker.audit();
+    assert!(
+        audit.of("session.closed").iter().all(|record| record.text("reason") == Some("revoked"))
+    );
+}
+
+#[test]
 fn expiry_cuts_a_running_query_and_ends_it_in_the_database() {
     let database = Server::shared().database();
     let broker = Broker::usual(&database);

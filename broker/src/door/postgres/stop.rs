@@ -1,12 +1,15 @@
-//! Ending what a server still does for a session that is over: ask it to cancel the query, and
-//! if a block of code traps that, terminate the backend through a login of the same role.
+//! Ending what a server still does for a session that is over.
+//!
+//! The backend is terminated, through a login of the same role, until it is gone. A cancel request
+//! alone would not do: what the client had pipelined runs on behind a cancelled statement, and a
+//! block of code can trap the cancellation. It is sent when no login can be had.
 
 #![forbid(unsafe_code)]
 
 use std::time::{Duration, Instant};
 
 use tokio::time::timeout;
-use tracing::{debug, warn};
+use tracing::{debug, error};
 
 use super::backend::{LoginFault, LoginRequest, Messages, ServerKey, log_in};
 use super::{cancel, codec};
@@ -15,9 +18,13 @@ use crate::upstream::{Link, Remote};
 
 /// From the cut to a backend that is gone for certain.
 const STOPPED_WITHIN: Duration = Duration::from_secs(10);
-/// Between two looks at whether a backend is gone.
+/// Between two looks at whether a backend is gone, and between two attempts to log in.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
-const LOOK_AGAIN_AT_MOST: Duration = Duration::from_millis(200);
+const LOOK_AGAIN_AT_MOST: Duration = Duration::from_millis(500);
+/// Settings of a startup message go before those that a session may have given its own role, and
+/// with which it could blind or hinder this login.
+const OWN_SETTINGS: &str = "-c search_path=pg_catalog -c role=none -c statement_timeout=0 -c lock_timeout=0 \
+    -c idle_session_timeout=0 -c default_transaction_read_only=off";
 
 /// The server's end of a session.
 #[derive(Debug)]
@@ -27,19 +34,35 @@ pub(super) struct Server {
     pub(super) key: Option<ServerKey>,
 }
 
+/// What is known of a backend in the end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stopped {
+    /// The server itself says that it is gone.
+    Gone,
+    /// Nobody could be asked: it may still be at work.
+    Unconfirmed,
+}
+
 impl Server {
-    /// Returns when the backend is gone, or cannot be reached.
-    pub(super) async fn stop(&self, session: &Session) {
-        let Some(key) = &self.key else { return };
+    /// Returns when the backend is gone, or it has taken too long to find out.
+    pub(super) async fn stop(&self, session: &Session) -> Stopped {
+        let Some(key) = &self.key else { return Stopped::Unconfirmed };
         let since = Instant::now();
-        cancel::send(&self.remote, &codec::cancel_request(key.pid, &key.secret)).await;
-        match timeout(STOPPED_WITHIN, self.terminate(key.pid, session, since)).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => {
-                warn!(session = %session.id(), connection = %session.connection().name, %error, "could not make sure that the backend is gone");
+        let stopped = timeout(STOPPED_WITHIN, async {
+            let mut pause = LOOK_AGAIN;
+            loop {
+                let Err(error) = self.terminate(key.pid, session, since).await else { return };
+                debug!(session = %session.id(), %error, "cannot log in to end a backend: asking it to cancel");
+                cancel::send(&self.remote, &codec::cancel_request(key.pid, &key.secret)).await;
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(LOOK_AGAIN_AT_MOST);
             }
+        });
+        match stopped.await {
+            Ok(()) => Stopped::Gone,
             Err(_elapsed) => {
-                warn!(session = %session.id(), connection = %session.connection().name, "the backend is not gone in time");
+                error!(session = %session.id(), connection = %session.connection().name, pid = key.pid, "a backend of a session that is over may still be at work: end it by hand");
+                Stopped::Unconfirmed
             }
         }
     }
@@ -53,26 +76,30 @@ impl Server {
         let link = Link::dial_again(&self.remote).await?;
         let request = LoginRequest {
             credential: session.credential(),
-            database: &session.connection().database,
-            parameters: &[("application_name".to_owned(), "credbroker".to_owned())],
+            database: session.database().as_str(),
+            parameters: &[
+                ("application_name".to_owned(), "credbroker".to_owned()),
+                ("options".to_owned(), OWN_SETTINGS.to_owned()),
+            ],
         };
         let login = log_in(link, request).await?;
         let mut messages = Messages::new(login.stream);
         let mut pause = LOOK_AGAIN;
         loop {
             // A process id may be given to another session as soon as it is free; one that began
-            // after the cut is not ours to end.
+            // after the cut is not ours to end. Operators are named with their schema: a role's
+            // own would otherwise be found.
             let milliseconds = since.elapsed().as_millis();
             let sql = format!(
                 "SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity \
-                 WHERE pid = {pid} AND usename = current_user \
-                 AND backend_start < pg_catalog.clock_timestamp() - interval '{milliseconds} milliseconds'"
+                 WHERE pid OPERATOR(pg_catalog.=) {pid} AND usename OPERATOR(pg_catalog.=) session_user \
+                 AND backend_start OPERATOR(pg_catalog.<) (pg_catalog.clock_timestamp() \
+                 OPERATOR(pg_catalog.-) '{milliseconds} milliseconds'::pg_catalog.interval)"
             );
             messages.send(&codec::query(&sql)).await?;
             if !any_rows(&mut messages).await? {
                 return Ok(());
             }
-            debug!(session = %session.id(), "terminated a backend that did not end by itself");
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(LOOK_AGAIN_AT_MOST);
         }
