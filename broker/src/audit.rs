@@ -70,6 +70,16 @@ impl<T> Audited<T> {
     pub(crate) fn into_inner(self) -> T {
         self.0
     }
+
+    pub(crate) fn get(&self) -> &T {
+        &self.0
+    }
+
+    /// Evidence of nothing.
+    #[cfg(test)]
+    pub(crate) fn dangerous_for_test(evidence: T) -> Self {
+        Self(evidence)
+    }
 }
 
 /// The log could not be written, so nothing may be granted.

@@ -159,8 +159,7 @@ impl Core {
             self.refuse(peer, Some(&connection.name), Why::AuditUnavailable)
         })?;
 
-        let handle = handle.into_inner();
-        let (id, bind, expires) = (handle.id, handle.bind, handle.expires);
+        let Handle { id, bind, expires, .. } = *handle.get();
         let inserted = {
             let mut state = self.state();
             state

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use super::{Handle, HandleId, TokenHash};
+use crate::audit::Audited;
 use crate::connection::ConnectionName;
 use crate::peer::{PeerId, Uid};
 
@@ -53,9 +54,10 @@ impl Table {
     pub(crate) fn insert(
         &mut self,
         token: TokenHash,
-        handle: Handle,
+        handle: Audited<Handle>,
         limit: usize,
     ) -> Result<(), TableFull> {
+        let handle = handle.into_inner();
         let count = self.counts.entry(owner(&handle)).or_default();
         let bound = self.bound.entry(handle.holder.uid()).or_default();
         let adds = usize::from(handle.is_bound());
@@ -185,7 +187,7 @@ mod tests {
     fn a_foreign_token_is_as_unknown_as_none() {
         let (mut table, now) = (Table::default(), Instant::now());
         let (token, mine) = handle(10, now);
-        table.insert(token, mine, 10).unwrap();
+        table.insert(token, Audited::dangerous_for_test(mine), 10).unwrap();
         let other = Uid::from_raw(11);
         let (unknown, _) = handle(10, now);
         assert_eq!(table.find(token, now, |h| h.concerns(other)).err(), Some(HandleFault::Invalid));
@@ -198,7 +200,7 @@ mod tests {
         let (mut table, now) = (Table::default(), Instant::now());
         let (token, mine) = handle(10, now);
         let id = mine.id;
-        table.insert(token, mine, 10).unwrap();
+        table.insert(token, Audited::dangerous_for_test(mine), 10).unwrap();
         let later = now + Duration::from_secs(60);
         assert_eq!(table.find(token, later, |_| true).err(), Some(HandleFault::Expired));
         assert!(table.expire(id).is_some());
@@ -215,13 +217,13 @@ mod tests {
             .map(|_| {
                 let (token, mine) = handle(10, now);
                 let id = mine.id;
-                table.insert(token, mine, 3).unwrap();
+                table.insert(token, Audited::dangerous_for_test(mine), 3).unwrap();
                 id
             })
             .collect();
         let insert = |table: &mut Table, uid| {
             let (token, more) = handle(uid, now);
-            table.insert(token, more, 3)
+            table.insert(token, Audited::dangerous_for_test(more), 3)
         };
         assert_eq!(insert(&mut table, 10), Err(TableFull));
         assert_eq!(insert(&mut table, 11), Ok(()));

@@ -19,13 +19,15 @@ use tokio::time::timeout;
 use super::codec;
 use super::scram::{Challenge, ClientFirst, MECHANISM, ScramFault, ServerSignature};
 use crate::credential::Credential;
-use crate::door::wire::Reader;
+use crate::door::wire::{Reader, Writer};
 use crate::upstream::{DialError, Link, NameProof, Remote, Stream};
 
 /// From the startup message to ReadyForQuery.
 const LOGIN_WITHIN: Duration = Duration::from_secs(15);
 /// Longest message of a login; ParameterStatus and notices are far shorter.
 const MAX_MESSAGE: usize = 32 * 1024;
+/// A type byte and a length.
+const HEADER: usize = 5;
 /// All that a server may say between AuthenticationOk and ReadyForQuery.
 const MAX_PRELUDE: usize = 128 * 1024;
 
@@ -123,10 +125,7 @@ impl Prelude {
         if bytes.len() + body.len() > MAX_PRELUDE {
             return Err(LoginFault::Untrusted("it goes on and on before it is ready"));
         }
-        bytes.push(tag);
-        let length = u32::try_from(body.len() + 4).unwrap_or(u32::MAX);
-        bytes.extend_from_slice(&length.to_be_bytes());
-        bytes.extend_from_slice(body);
+        bytes.extend_from_slice(&Writer::tagged(tag).bytes(body).finish());
         Ok(())
     }
 }
@@ -219,10 +218,7 @@ fn server_error(state: &State, name: NameProof, body: &[u8]) -> LoginFault {
         return LoginFault::Refused(sqlstate);
     }
     if proven {
-        let mut message = vec![b'E'];
-        let length = u32::try_from(body.len() + 4).unwrap_or(u32::MAX);
-        message.extend_from_slice(&length.to_be_bytes());
-        message.extend_from_slice(body);
+        let message = Writer::tagged(b'E').bytes(body).finish();
         LoginFault::Server { sqlstate, message }
     } else {
         LoginFault::Unproven(sqlstate)
@@ -261,7 +257,7 @@ pub(crate) async fn log_in(
 
 async fn run(link: Link, request: LoginRequest<'_>) -> Result<Authenticated, LoginFault> {
     let Link { stream, name, remote } = link;
-    let mut messages = Messages { stream, buffer: Vec::new() };
+    let mut messages = Messages::new(stream);
     let parameters = request.parameters.iter().map(|(name, value)| (name.as_str(), value.as_str()));
     let startup =
         codec::startup_message(request.credential.username(), request.database, parameters);
@@ -318,9 +314,9 @@ impl Messages {
             if let Some((tag, length)) = self.header()? {
                 let whole = length + 1;
                 if self.buffer.len() >= whole {
-                    let rest = self.buffer.split_off(whole);
-                    let message = std::mem::replace(&mut self.buffer, rest);
-                    return Ok((tag, message.get(5..).unwrap_or_default().to_vec()));
+                    let body = self.buffer.get(HEADER..whole).unwrap_or_default().to_vec();
+                    self.buffer.drain(..whole);
+                    return Ok((tag, body));
                 }
             }
             let mut chunk = [0; 4096];
@@ -332,7 +328,7 @@ impl Messages {
     }
 
     fn header(&self) -> Result<Option<(u8, usize)>, LoginFault> {
-        let Some([tag, length @ ..]) = self.buffer.first_chunk::<5>() else { return Ok(None) };
+        let Some([tag, length @ ..]) = self.buffer.first_chunk::<HEADER>() else { return Ok(None) };
         let length = usize::try_from(u32::from_be_bytes(*length)).unwrap_or(usize::MAX);
         if !(4..=MAX_MESSAGE).contains(&length) {
             return Err(LoginFault::Untrusted(
