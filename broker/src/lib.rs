@@ -61,6 +61,7 @@ mod session;
 mod shutdown;
 mod source;
 mod sys;
+mod trusted;
 mod upstream;
 
 pub use app::main;

@@ -12,9 +12,9 @@ use thiserror::Error;
 
 use crate::config::Config;
 use crate::peer::{Gid, SocketAccess, Uid};
+use crate::trusted::distrust;
 
 const LOCK: &str = ".lock";
-const WRITABLE_BY_OTHERS: u32 = 0o022;
 
 /// The directory is ours to bind in, until this is dropped.
 #[derive(Debug)]
@@ -98,19 +98,10 @@ fn check(dir: &Path, config: &Config) -> Result<(), RuntimeDirError> {
     if !metadata.is_dir() {
         return Err(untrusted("is not a directory: remove it".into()));
     }
-    let (owner, own) = (metadata.uid(), Uid::own().as_raw());
-    if owner != 0 && owner != own {
-        return Err(untrusted(format!(
-            "belongs to uid {owner}; it must belong to root or to uid {own}: chown it"
-        )));
+    match distrust(&metadata) {
+        Some(why) => Err(untrusted(why)),
+        None => Ok(()),
     }
-    if metadata.mode() & WRITABLE_BY_OTHERS != 0 {
-        return Err(untrusted(format!(
-            "can be written by others (mode {:04o}): chmod go-w it",
-            metadata.mode() & 0o7777
-        )));
-    }
-    Ok(())
 }
 
 /// Mode 2750 and the group, so that sockets bound in it get that group; without one 0700.

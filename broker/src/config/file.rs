@@ -2,17 +2,15 @@
 
 use std::fs::File;
 use std::io::{self, Read as _};
-use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use serde::de::DeserializeOwned;
 
 use super::ConfigError;
 use super::raw::{ConnectionsFile, Raw};
-use crate::peer::Uid;
+use crate::trusted::distrust;
 
 const MAX_LEN: u64 = 1024 * 1024;
-const WRITABLE_BY_OTHERS: u32 = 0o022;
 
 pub(super) fn read_toml(file: &Path) -> Result<Raw, ConfigError> {
     let text = read(file)?;
@@ -70,17 +68,8 @@ fn read(path: &Path) -> Result<String, ConfigError> {
     if !metadata.is_file() {
         return Err(untrusted("is not a regular file".into()));
     }
-    let (owner, own) = (metadata.uid(), Uid::own().as_raw());
-    if owner != 0 && owner != own {
-        return Err(untrusted(format!(
-            "belongs to uid {owner}; it must belong to root or to uid {own}: chown it"
-        )));
-    }
-    if metadata.mode() & WRITABLE_BY_OTHERS != 0 {
-        return Err(untrusted(format!(
-            "others can write it (mode {:04o}): chmod go-w it",
-            metadata.mode() & 0o7777
-        )));
+    if let Some(why) = distrust(&metadata) {
+        return Err(untrusted(why));
     }
     let mut text = String::new();
     let read = file.by_ref().take(MAX_LEN + 1).read_to_string(&mut text);
