@@ -226,8 +226,7 @@ fn healthy(args: &HealthArgs) -> Result<(), StartError> {
     let dir = match (&args.config, &args.runtime_dir) {
         (Some(_), _) => Config::load(&Places::find(args.config.clone()))?.runtime_dir,
         (None, Some(dir)) => dir.clone(),
-        (None, None) => std::env::var_os(credbroker_proto::RUNTIME_DIR_ENV)
-            .map_or_else(|| PathBuf::from(credbroker_proto::DEFAULT_RUNTIME_DIR), PathBuf::from),
+        (None, None) => usual_runtime_dir(),
     };
     let socket = dir.join(credbroker_proto::BROKER_SOCKET);
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -235,6 +234,16 @@ fn healthy(args: &HealthArgs) -> Result<(), StartError> {
         .build()
         .map_err(StartError::Runtime)?;
     Ok(runtime.block_on(health::check(&socket, args.wait.unwrap_or_default()))?)
+}
+
+/// Where clients look too: what the environment says, else the machine's broker, else the user's.
+fn usual_runtime_dir() -> PathBuf {
+    let machine = Path::new(credbroker_proto::DEFAULT_RUNTIME_DIR);
+    match std::env::var_os(credbroker_proto::RUNTIME_DIR_ENV) {
+        Some(dir) => PathBuf::from(dir),
+        None if machine.exists() => machine.to_owned(),
+        None => Places::find(None).runtime_dir,
+    }
 }
 
 impl StartError {

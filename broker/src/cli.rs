@@ -46,7 +46,7 @@ pub struct HealthArgs {
     #[arg(long, value_name = "FILE", conflicts_with = "runtime_dir")]
     pub config: Option<PathBuf>,
     /// The runtime directory of the broker [default: $CREDBROKER_RUNTIME_DIR, else
-    /// /run/credbroker].
+    /// /run/credbroker if there is one, else the user's own].
     #[arg(long, value_name = "DIR")]
     pub runtime_dir: Option<PathBuf>,
     /// Ask again until it serves, for at most this long.

@@ -88,7 +88,7 @@ pub(crate) struct ConfiguredConnection {
 pub struct Places {
     /// The configuration file.
     pub config: PathBuf,
-    runtime_dir: PathBuf,
+    pub(crate) runtime_dir: PathBuf,
     state_dir: PathBuf,
     user_mode: bool,
 }
