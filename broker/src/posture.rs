@@ -58,10 +58,10 @@ impl Posture {
             facts.push(("sandbox", sandbox.to_string()));
         }
         if !self.plaintext.is_empty() {
-            facts.push(("plaintext_tcp", self.plaintext.join(" ")));
+            facts.push(("plaintext_tcp", brief(&self.plaintext)));
         }
         if !self.from_environment.is_empty() {
-            facts.push(("secrets_from_environment", self.from_environment.join(" ")));
+            facts.push(("secrets_from_environment", brief(&self.from_environment)));
         }
         facts
     }
@@ -110,5 +110,15 @@ impl fmt::Display for Posture {
             writeln!(f, "env secret {name}: whoever started the broker has it too")?;
         }
         Ok(())
+    }
+}
+
+/// A record has a bound, and the log names each of them anyway.
+fn brief(names: &[String]) -> String {
+    const SHOWN: usize = 10;
+    let shown = names.iter().take(SHOWN).map(String::as_str).collect::<Vec<_>>().join(" ");
+    match names.len().checked_sub(SHOWN) {
+        None | Some(0) => shown,
+        Some(more) => format!("{shown} and {more} more"),
     }
 }
