@@ -7,6 +7,7 @@ use std::fmt;
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::thread;
 use std::time::Duration;
 
 use crate::identity::Identity;
@@ -201,6 +202,22 @@ impl Session {
             }
         }
         error.map(Err)
+    }
+
+    /// Sends simple queries, all at once, while their answers are read: each must be one row of
+    /// one field.
+    ///
+    /// # Panics
+    /// When the connection ends, or a query fails.
+    pub fn pipeline(&mut self, queries: &[String]) -> Vec<String> {
+        let mut sender = self.frontend.stream.try_clone().expect("a descriptor");
+        let bodies = queries.iter().map(|sql| message(b'Q', &[sql.as_bytes(), b"\0"].concat()));
+        let bytes: Vec<u8> = bodies.flatten().collect();
+        thread::scope(|scope| {
+            scope.spawn(move || sender.write_all(&bytes).expect("the session takes queries"));
+            let answer = |_| self.finish_query().expect("the session lives on").expect("a row");
+            queries.iter().map(answer).map(|rows| rows[0][0].clone()).collect()
+        })
     }
 
     /// Runs a simple query.

@@ -53,6 +53,25 @@ fn psql_copies_in_and_out_and_prepares() {
     assert_eq!(text.lines().last(), Some("10"));
 }
 
+/// Both directions full at once, over TLS: every byte arrives, and none of them twice.
+#[test]
+fn a_long_pipeline_arrives_whole_and_once() {
+    let database = Server::shared().database();
+    let broker = Broker::usual_setup(&database, Via::Tls).start();
+    let client = Identity::client();
+    let token = broker.handles(&client).issue("main_db").expect("a grant").token;
+    let mut session = broker.session(&client, "main_db", &token);
+    session.query("CREATE SEQUENCE runs").expect("the role may create sequences");
+    let padding = "x".repeat(20_000);
+    let queries: Vec<String> = (0..400)
+        .map(|number| format!("SELECT {number} || ':' || nextval('runs') || '{padding}'"))
+        .collect();
+    let answers = session.pipeline(&queries);
+    for (number, answer) in answers.iter().enumerate() {
+        assert_eq!(answer.trim_end_matches('x'), format!("{number}:{}", number + 1));
+    }
+}
+
 #[test]
 fn an_ambient_grant_needs_no_handle() {
     let database = Server::shared().database();
