@@ -44,6 +44,7 @@ pub mod broker;
 pub mod canary;
 pub mod frontend;
 pub mod handles;
+pub mod holder;
 pub mod identity;
 pub mod memory;
 pub mod postgres;

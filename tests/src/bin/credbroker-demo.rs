@@ -3,21 +3,22 @@
 #![allow(clippy::print_stdout, reason = "it shows something to people")]
 
 use std::fmt::Display;
-use std::io::{BufRead as _, BufReader, IsTerminal as _, Write as _};
+use std::io::IsTerminal as _;
 use std::path::PathBuf;
-use std::process::{ExitCode, Stdio};
+use std::process::ExitCode;
 use std::time::Instant;
 
 use credbroker_e2e::audit::Record;
 use credbroker_e2e::broker::Broker;
 use credbroker_e2e::canary::Pattern;
+use credbroker_e2e::holder::Holder;
 use credbroker_e2e::identity::{Identity, several};
 use credbroker_e2e::memory::{self, Scan};
 use credbroker_e2e::postgres::{Cluster, Database};
-use credbroker_e2e::process::{Process, output, transcript};
+use credbroker_e2e::process::{output, transcript};
 use credbroker_e2e::wait::{PATIENCE, until};
 use credbroker_e2e::worker::Worker;
-use credbroker_e2e::{binaries, postgres, shared};
+use credbroker_e2e::{postgres, shared};
 use serde_json::{Value, json};
 
 const QUERY: &str = "SELECT id, name, balance FROM accounts ORDER BY id";
@@ -105,11 +106,11 @@ fn tell(story: &mut Story) {
 /// Searches the processes and the files of this run.
 fn prove(story: &mut Story, broker: &Broker, worker: &Worker, database: &Database) {
     let patterns = database.canary().patterns();
-    let mut control = Control::start(database.canary().reveal());
-    let found = memory::scan(control.process.pid(), &patterns);
+    let control = Holder::of(database.canary().reveal());
+    let found = memory::scan(control.pid(), &patterns);
     let copies = found.map(|scan| scan.hits.len()).unwrap_or_default();
     story.check(copies > 0, format!("positive control: {copies} copies in a process that has it"));
-    control.end();
+    drop(control);
 
     let worker_scan = memory::scan(worker.pid(), &patterns);
     let around = memory::scan_surroundings(worker.pid(), &patterns);
@@ -213,34 +214,6 @@ fn audit_line(record: &Record) -> String {
 
 fn programs() -> String {
     postgres::programs().display().to_string()
-}
-
-/// A process that has the password in its memory, to show that the search finds it.
-struct Control {
-    process: Process,
-}
-
-impl Control {
-    fn start(secret: &str) -> Self {
-        let mut child = Identity::worker()
-            .command(binaries::helper())
-            .arg("hold")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("the control starts");
-        let input = child.stdin.as_mut().expect("stdin is a pipe");
-        writeln!(input, "{secret}").expect("the control reads");
-        let mut held = String::new();
-        let output = child.stdout.as_mut().expect("stdout is a pipe");
-        BufReader::new(output).read_line(&mut held).expect("the control answers");
-        Self { process: Process::adopt("control", child, shared::directory()) }
-    }
-
-    fn end(&mut self) {
-        self.process.signal(rustix::process::Signal::KILL);
-        let _status = self.process.wait(PATIENCE);
-    }
 }
 
 /// What is printed, and what was not as it should be.

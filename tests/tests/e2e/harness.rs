@@ -1,39 +1,17 @@
 //! The instruments themselves: a proof is worth as much as its positive control.
 
-use std::io::{BufRead as _, BufReader, Write as _};
-use std::process::{Child, Stdio};
-
 use credbroker_e2e::canary::{Canary, Pattern};
+use credbroker_e2e::holder::Holder;
 use credbroker_e2e::identity::{Identity, several_or_say};
+use credbroker_e2e::memory;
 use credbroker_e2e::postgres::Server;
-use credbroker_e2e::{binaries, memory};
 use postgres::{Config, NoTls};
-
-/// A process that holds `secret` in its heap, under another uid.
-fn holder(secret: &str) -> Child {
-    let mut child = Identity::worker()
-        .command(binaries::helper())
-        .arg("hold")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("the holder starts");
-    let input = child.stdin.as_mut().expect("stdin is a pipe");
-    writeln!(input, "{secret}").expect("the holder reads");
-    let mut answer = String::new();
-    let output = child.stdout.as_mut().expect("stdout is a pipe");
-    BufReader::new(output).read_line(&mut answer).expect("the holder answers");
-    assert_eq!(answer, "held\n");
-    child
-}
 
 #[test]
 fn positive_control_the_scan_finds_a_secret_in_a_heap() {
     let canary = Canary::random();
-    let mut child = holder(canary.reveal());
-    let found = memory::scan(child.id(), &canary.patterns()).expect("the holder can be read");
-    child.kill().expect("the holder is ours");
-    child.wait().expect("the holder is ours");
+    let holder = Holder::of(canary.reveal());
+    let found = memory::scan(holder.pid(), &canary.patterns()).expect("the holder can be read");
     assert!(found.hits.iter().any(|hit| hit.form == "raw"), "{found:?}");
     assert!(found.bytes_read > 1 << 20, "{found:?}");
     assert!(found.unreadable.is_empty(), "{found:?}");
@@ -41,12 +19,10 @@ fn positive_control_the_scan_finds_a_secret_in_a_heap() {
 
 #[test]
 fn the_scan_finds_nothing_where_nothing_is() {
-    let mut child = holder("something else");
+    let holder = Holder::of("something else");
     let patterns = Canary::random().patterns();
-    let found = memory::scan(child.id(), &patterns).expect("the holder can be read");
-    let around = memory::scan_surroundings(child.id(), &patterns).expect("the holder is there");
-    child.kill().expect("the holder is ours");
-    child.wait().expect("the holder is ours");
+    let found = memory::scan(holder.pid(), &patterns).expect("the holder can be read");
+    let around = memory::scan_surroundings(holder.pid(), &patterns).expect("the holder is there");
     assert!(found.hits.is_empty(), "{found:?}");
     assert!(around.is_empty(), "{around:?}");
 }

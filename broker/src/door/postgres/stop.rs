@@ -22,9 +22,10 @@ const STOPPED_WITHIN: Duration = Duration::from_secs(10);
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
 const LOOK_AGAIN_AT_MOST: Duration = Duration::from_millis(500);
 /// Settings of a startup message go before those that a session may have given its own role, and
-/// with which it could blind or hinder this login.
-const OWN_SETTINGS: &str = "-c search_path=pg_catalog -c role=none -c statement_timeout=0 -c lock_timeout=0 \
-    -c idle_session_timeout=0 -c default_transaction_read_only=off";
+/// with which it could blind or hinder this login. Only such as every server knows: one that it
+/// does not know would end the login.
+const OWN_SETTINGS: &str = "-c search_path=pg_catalog -c role=none -c statement_timeout=0 \
+    -c lock_timeout=0 -c default_transaction_read_only=off";
 
 /// The server's end of a session.
 #[derive(Debug)]
