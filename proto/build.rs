@@ -6,7 +6,11 @@ use std::{env, fs};
 
 use prost::Message as _;
 
-const FILES: &[&str] = &["proto/credbroker/v1/handles.proto"];
+const FILES: &[&str] = &[
+    "proto/credbroker/v1/handles.proto",
+    "proto/credbroker/v1/packet.proto",
+    "proto/credbroker/v1/admin.proto",
+];
 
 /// Messages whose `Debug` would print a bearer token; `redact.rs` writes it by hand.
 const TOKEN_BEARING: &[&str] = &[
@@ -15,6 +19,9 @@ const TOKEN_BEARING: &[&str] = &[
     "credbroker.v1.RevokeHandleRequest",
     "credbroker.v1.RevokeHandleRequest.handle",
     "credbroker.v1.DescribeHandleRequest",
+    "credbroker.v1.WatchHandleRequest",
+    "credbroker.v1.OpenRequest",
+    "credbroker.v1.RevealRequest",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {

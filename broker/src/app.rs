@@ -133,7 +133,7 @@ fn start(places: &Places) -> Result<App, StartError> {
     for (fact, found) in posture.facts() {
         started = started.detail(fact, found);
     }
-    audit.before(&started, ()).map_err(|_unavailable| StartError::NoAudit)?.into_inner();
+    audit.before_serving(&started).map_err(|_unavailable| StartError::NoAudit)?;
     for line in posture.to_string().lines() {
         info!("{line}");
     }

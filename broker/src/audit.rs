@@ -128,18 +128,21 @@ impl Audit {
     }
 
     /// Writes `record`, and only then turns `evidence` into something that can be acted on.
-    pub(crate) fn before<T>(
+    #[expect(clippy::unused_async, reason = "the writer answers when the line is written")]
+    pub(crate) async fn before<T>(
         &self,
         record: &Record,
         evidence: T,
     ) -> Result<Audited<T>, AuditUnavailable> {
         let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
-        writer.flush_waiting()?;
-        let link = writer.chain.link(record, SystemTime::now());
-        writer.write(link.line())?;
-        // Only a written line becomes part of the chain.
-        writer.chain.advance(link);
+        writer.grant(record)?;
         Ok(Audited(evidence))
+    }
+
+    /// Writes the first record, before there is a runtime to wait in.
+    pub(crate) fn before_serving(&self, record: &Record) -> Result<(), AuditUnavailable> {
+        let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        writer.grant(record)
     }
 
     /// Takes `record` down for certain: now, or as soon as the log can be written.
@@ -181,6 +184,15 @@ impl Audit {
 }
 
 impl Writer {
+    fn grant(&mut self, record: &Record) -> Result<(), AuditUnavailable> {
+        self.flush_waiting()?;
+        let link = self.chain.link(record, SystemTime::now());
+        self.write(link.line())?;
+        // Only a written line becomes part of the chain.
+        self.chain.advance(link);
+        Ok(())
+    }
+
     /// The log failed before: looks for a way to write it again, without waiting for a request.
     fn try_again(&mut self) {
         if let Err(error) = self.sinks.recover() {
@@ -275,18 +287,19 @@ pub(crate) mod tests {
         assert!(matches!(Audit::open(&config(&path)), Err(SinkError::BrokenTail { .. })));
     }
 
-    #[test]
-    fn a_deleted_log_grants_nothing_until_there_is_a_new_one() {
+    #[tokio::test]
+    async fn a_deleted_log_grants_nothing_until_there_is_a_new_one() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("audit.jsonl");
         let audit = audit_at(&path);
-        let issue = || audit.before(&Record::new(Event::HandleIssued, Outcome::Allowed), ());
-        assert!(issue().is_ok());
+        let record = Record::new(Event::HandleIssued, Outcome::Allowed);
+        let issue = || audit.before(&record, ());
+        assert!(issue().await.is_ok());
         std::fs::remove_file(&path).unwrap();
-        assert!(issue().is_err());
+        assert!(issue().await.is_err());
         audit.always(&Record::new(Event::HandleRevoked, Outcome::Done));
         audit.settle();
-        assert!(issue().is_ok());
+        assert!(issue().await.is_ok());
         let lines = lines(&path);
         assert_eq!(lines.len(), 2, "the revocation waited, the refused grant left nothing");
         assert!(lines[0].contains("handle.revoked") && lines[0].contains("\"seq\":2"));
@@ -300,8 +313,8 @@ pub(crate) mod tests {
         assert!(matches!(Audit::open(&config(&path)), Err(SinkError::InUse { .. })));
     }
 
-    #[test]
-    fn without_a_log_nothing_is_granted_and_denials_wait() {
+    #[tokio::test]
+    async fn without_a_log_nothing_is_granted_and_denials_wait() {
         let audit = Audit {
             writer: Arc::new(Mutex::new(Writer {
                 chain: Chain::continuing(None, "host".into()),
@@ -310,7 +323,8 @@ pub(crate) mod tests {
                 writable: true,
             })),
         };
-        assert!(audit.before(&Record::new(Event::HandleIssued, Outcome::Allowed), ()).is_err());
+        let record = Record::new(Event::HandleIssued, Outcome::Allowed);
+        assert!(audit.before(&record, ()).await.is_err());
         assert_eq!(audit.always(&Record::new(Event::AccessDenied, Outcome::Denied)), Seq(1));
         assert!(!audit.is_writable());
         let writer = audit.writer.lock().unwrap();

@@ -131,7 +131,11 @@ impl Core {
     }
 
     /// Issues a handle: identity, policy, limits, audit, and then the table.
-    pub(crate) fn issue(&self, peer: &Peer, request: IssueRequest) -> Result<Issued, Refusal> {
+    pub(crate) async fn issue(
+        &self,
+        peer: &Peer,
+        request: IssueRequest,
+    ) -> Result<Issued, Refusal> {
         let connection = self.connection(peer, &request.connection)?;
         let grant = match request.redeemer {
             None => self.grant(peer, Action::Issue, &connection.name)?,
@@ -154,7 +158,7 @@ impl Core {
             .purpose(&handle.purpose)
             .redeemer(handle.redeemer)
             .detail("ttl_seconds", handle.ttl.as_secs());
-        let audited = self.shared.audit.before(&record, handle);
+        let audited = self.shared.audit.before(&record, handle).await;
         let handle = audited.map_err(|_unavailable| {
             self.refuse(peer, Some(&connection.name), Why::AuditUnavailable)
         })?;

@@ -38,18 +38,40 @@ pub(crate) enum CutReason {
     Expired,
     /// Its handle was bound to a process that exited.
     HolderExited,
+    /// An operator suspended the connection.
+    Suspended,
+    /// The policy or the destination changed, and no longer allows it.
+    Reloaded,
+    /// The credential that it logged in with was replaced, and its grace is over.
+    Rotated,
+    /// An operator closed it.
+    Closed,
+    /// It was bound to a process that exited.
+    PeerExited,
     /// The broker shuts down.
     Draining,
 }
 
-impl fmt::Display for CutReason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+impl CutReason {
+    /// As it stands in audit records.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
             Self::Revoked => "revoked",
             Self::Expired => "expired",
             Self::HolderExited => "holder_exited",
+            Self::Suspended => "suspended",
+            Self::Reloaded => "reloaded",
+            Self::Rotated => "rotated",
+            Self::Closed => "closed",
+            Self::PeerExited => "peer_exited",
             Self::Draining => "draining",
-        })
+        }
+    }
+}
+
+impl fmt::Display for CutReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
     }
 }
 

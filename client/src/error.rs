@@ -199,8 +199,10 @@ fn passes_by_itself(reason: Reason) -> bool {
         | Reason::InvalidRequest
         | Reason::HandleInvalid
         | Reason::HandleExpired
+        | Reason::Suspended
         | Reason::UpstreamRefused
         | Reason::UpstreamUntrusted
+        | Reason::HandoffUnsupported
         | Reason::Unsupported
         | Reason::Internal => false,
     }

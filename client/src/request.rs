@@ -17,6 +17,9 @@ pub enum Bind {
     /// [`Reason::Unsupported`](crate::Reason::Unsupported) where the broker's kernel has no
     /// pidfd for peers.
     Lifetime,
+    /// Dies with the process that issued it, and only that process can redeem it. Refused as
+    /// [`Bind::Lifetime`] is.
+    Process,
 }
 
 impl Bind {
@@ -24,6 +27,7 @@ impl Bind {
         match bind {
             v1::Bind::Unspecified | v1::Bind::None => Self::None,
             v1::Bind::Lifetime => Self::Lifetime,
+            v1::Bind::Process => Self::Process,
         }
     }
 
@@ -31,6 +35,7 @@ impl Bind {
         match self {
             Self::None => v1::Bind::None,
             Self::Lifetime => v1::Bind::Lifetime,
+            Self::Process => v1::Bind::Process,
         }
     }
 }

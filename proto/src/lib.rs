@@ -37,6 +37,27 @@ pub const ERROR_DOMAIN: &str = "credbroker";
 /// The name of the broker's gRPC socket below the runtime directory.
 pub const BROKER_SOCKET: &str = "broker.sock";
 
+/// The name of the packet socket below the runtime directory.
+pub const PACKET_SOCKET: &str = "packet.sock";
+
+/// The name of the operators' gRPC socket below the admin directory.
+pub const ADMIN_SOCKET: &str = "admin.sock";
+
+/// The name of the operators' packet socket below the admin directory.
+pub const ADMIN_PACKET_SOCKET: &str = "admin-packet.sock";
+
+/// What is added to the runtime directory's path where no admin directory is named.
+pub const ADMIN_DIR_SUFFIX: &str = "-admin";
+
+/// Environment variable that tells operators' tools where the admin directory is.
+pub const ADMIN_DIR_ENV: &str = "CREDBROKER_ADMIN_DIR";
+
+/// Longest packet in either direction, in bytes, on packet.sock and admin-packet.sock.
+pub const MAX_PACKET: usize = 64 * 1024;
+
+/// Longest secret in bytes, wherever it comes from.
+pub const MAX_SECRET: usize = 16 * 1024;
+
 /// Where the runtime directory is when nobody says otherwise.
 pub const DEFAULT_RUNTIME_DIR: &str = "/run/credbroker";
 

@@ -3,8 +3,8 @@
 use std::fmt;
 
 use crate::v1::{
-    DescribeHandleRequest, IssueHandleResponse, RenewHandleRequest, RevokeHandleRequest,
-    revoke_handle_request,
+    DescribeHandleRequest, IssueHandleResponse, OpenRequest, RenewHandleRequest, RevealRequest,
+    RevokeHandleRequest, WatchHandleRequest, revoke_handle_request,
 };
 
 const REDACTED: &str = "[REDACTED]";
@@ -34,6 +34,29 @@ impl fmt::Debug for DescribeHandleRequest {
     }
 }
 
+impl fmt::Debug for WatchHandleRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WatchHandleRequest").field("token", &REDACTED).finish()
+    }
+}
+
+impl fmt::Debug for OpenRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // A startup parameter may say anything, a password in `options` included.
+        f.debug_struct("OpenRequest")
+            .field("token", &REDACTED)
+            .field("database", &self.database)
+            .field("startup", &self.startup.len())
+            .finish()
+    }
+}
+
+impl fmt::Debug for RevealRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RevealRequest").field("token", &REDACTED).finish()
+    }
+}
+
 impl fmt::Debug for RevokeHandleRequest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RevokeHandleRequest").field("handle", &self.handle).finish()
@@ -57,10 +80,13 @@ mod tests {
 
     #[test]
     fn no_token_is_printed() {
-        let messages: [&dyn fmt::Debug; 4] = [
+        let messages: [&dyn fmt::Debug; 7] = [
             &IssueHandleResponse { handle: None, token: TOKEN.into(), endpoint: None },
             &RenewHandleRequest { token: TOKEN.into(), ttl: None },
             &DescribeHandleRequest { token: TOKEN.into() },
+            &WatchHandleRequest { token: TOKEN.into() },
+            &OpenRequest { token: TOKEN.into(), ..Default::default() },
+            &RevealRequest { token: TOKEN.into() },
             &RevokeHandleRequest {
                 handle: Some(revoke_handle_request::Handle::Token(TOKEN.into())),
             },

@@ -29,6 +29,8 @@ pub enum Code {
     HandleInvalid,
     /// Too many of something.
     LimitReached,
+    /// An operator has suspended the connection.
+    Suspended,
     /// The broker is shutting down.
     Draining,
     /// The database did not answer, or went away.
@@ -64,6 +66,7 @@ impl Code {
             Self::InvalidRequest => "INVALID_REQUEST",
             Self::HandleInvalid => "HANDLE_INVALID",
             Self::LimitReached => "LIMIT_REACHED",
+            Self::Suspended => "SUSPENDED",
             Self::Draining => "DRAINING",
             Self::UpstreamUnreachable => "UPSTREAM_UNREACHABLE",
             Self::UpstreamRefused => "UPSTREAM_REFUSED",

@@ -24,7 +24,7 @@ pub(crate) enum Named {
 
 impl Core {
     /// Moves a handle's expiry: the holder only, under a grant that still holds.
-    pub(crate) fn renew(
+    pub(crate) async fn renew(
         &self,
         peer: &Peer,
         token: Option<TokenHash>,
@@ -51,7 +51,7 @@ impl Core {
             .grant(&grant)
             .handle(id)
             .detail("ttl_seconds", ttl.as_secs());
-        let audited = self.shared.audit.before(&record, ttl);
+        let audited = self.shared.audit.before(&record, ttl).await;
         let ttl = audited.map_err(|_unavailable| {
             self.refuse(peer, Some(&connection.name), Why::AuditUnavailable)
         })?;

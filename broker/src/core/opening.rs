@@ -146,12 +146,16 @@ impl Opening {
 
     /// The same, for what took the right away.
     pub(crate) fn fail_cut(self, reason: CutReason) -> Refusal {
-        match reason {
-            CutReason::Revoked => self.fail("revoked", Why::HandleInvalid),
-            CutReason::HolderExited => self.fail("holder_exited", Why::HandleInvalid),
-            CutReason::Expired => self.fail("expired", Why::HandleExpired),
-            CutReason::Draining => self.fail("draining", Why::Draining),
-        }
+        let why = match reason {
+            CutReason::Revoked | CutReason::HolderExited => Why::HandleInvalid,
+            CutReason::Expired => Why::HandleExpired,
+            CutReason::Suspended => Why::Suspended,
+            CutReason::Reloaded | CutReason::Closed => Why::AccessDenied,
+            CutReason::Rotated => Why::UpstreamRefused(self.connection().name.clone()),
+            CutReason::PeerExited => Why::PeerExited,
+            CutReason::Draining => Why::Draining,
+        };
+        self.fail(reason.name(), why)
     }
 
     /// Ends the opening without a refusal: the server's own words go to the client, or nobody is

@@ -27,6 +27,8 @@ pub(crate) enum Why {
     HandleExpired,
     /// Too many of something.
     LimitReached(&'static str),
+    /// An operator has suspended the connection; told to peers with a grant only.
+    Suspended,
     /// The broker is shutting down.
     Draining,
     /// The database did not answer.
@@ -37,6 +39,8 @@ pub(crate) enum Why {
     UpstreamUntrusted,
     /// The audit log cannot be written.
     AuditUnavailable,
+    /// The link's bytes need state of the broker's, so its socket cannot be handed over.
+    HandoffUnsupported,
     /// The broker does not offer this.
     Unsupported(&'static str),
     /// A fault of the broker.
@@ -54,11 +58,13 @@ impl Why {
             Self::HandleInvalid => "HANDLE_INVALID",
             Self::HandleExpired => "HANDLE_EXPIRED",
             Self::LimitReached(_) => "LIMIT_REACHED",
+            Self::Suspended => "SUSPENDED",
             Self::Draining => "DRAINING",
             Self::UpstreamUnreachable => "UPSTREAM_UNREACHABLE",
             Self::UpstreamRefused(_) => "UPSTREAM_REFUSED",
             Self::UpstreamUntrusted => "UPSTREAM_UNTRUSTED",
             Self::AuditUnavailable => "AUDIT_UNAVAILABLE",
+            Self::HandoffUnsupported => "HANDOFF_UNSUPPORTED",
             Self::Unsupported(_) => "UNSUPPORTED",
             Self::Internal(_) => "INTERNAL",
         }
@@ -74,6 +80,7 @@ impl Why {
             Self::LimitReached(what) => {
                 format!("the limit on {what} is reached: try again later").into()
             }
+            Self::Suspended => "the connection is suspended by an operator".into(),
             Self::Draining => "the broker is shutting down".into(),
             Self::UpstreamUnreachable => "the database cannot be reached".into(),
             Self::UpstreamRefused(name) => {
@@ -84,6 +91,9 @@ impl Why {
             }
             Self::AuditUnavailable => {
                 "the audit log cannot be written, so nothing is granted".into()
+            }
+            Self::HandoffUnsupported => {
+                "the socket of this connection cannot be handed over: use the door".into()
             }
             Self::Unsupported(what) => format!("not supported: {what}").into(),
             Self::Internal(_) => "the broker met a fault of its own".into(),
@@ -104,6 +114,8 @@ impl Why {
             | Self::HandleExpired
             | Self::UpstreamRefused(_)
             | Self::UpstreamUntrusted
+            | Self::Suspended
+            | Self::HandoffUnsupported
             | Self::Unsupported(_)
             | Self::Internal(_) => None,
         }
@@ -180,7 +192,9 @@ impl Core {
             Why::AccessDenied
             | Why::HandleInvalid
             | Why::HandleExpired
+            | Why::Suspended
             | Why::Draining
+            | Why::HandoffUnsupported
             | Why::UpstreamUnreachable
             | Why::UpstreamRefused(_)
             | Why::UpstreamUntrusted

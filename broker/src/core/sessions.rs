@@ -101,7 +101,9 @@ impl Core {
                 }
             }
         };
-        match self.record_opening(peer, entered, &grant, database, (&subject, &purpose)) {
+        let recorded =
+            self.record_opening(peer, entered, &grant, database, (&subject, &purpose)).await;
+        match recorded {
             Ok(audited) => Ok(audited.into_inner().recorded()),
             Err((handle, refusal)) => {
                 // Nothing was tried with the use that was spent.
@@ -115,7 +117,7 @@ impl Core {
 
     /// What is left to check once there is a place, and the record. A refusal names the handle
     /// whose use was spent.
-    fn record_opening(
+    async fn record_opening(
         &self,
         peer: &Peer,
         entered: Entered,
@@ -149,7 +151,7 @@ impl Core {
             record = record.handle(handle);
         }
         let opening = Opening::new(entered, credential, database);
-        let audited = self.shared.audit.before(&record, opening);
+        let audited = self.shared.audit.before(&record, opening).await;
         audited
             .map_err(|_unavailable| refused(self.refuse(peer, Some(name), Why::AuditUnavailable)))
     }

@@ -17,7 +17,6 @@ use crate::door::login::login;
 use crate::door::relay::{End, Watcher, relay};
 use crate::lobby::{Lobby, Place};
 use crate::peer::{Accepted, Accepting, Peer};
-use crate::session::CutReason;
 
 mod backend;
 mod cancel;
@@ -98,10 +97,7 @@ async fn client_session(
         End::Client => "client_gone",
         End::Server => "server_closed",
         End::Broken => "link_broken",
-        End::Cut(CutReason::Revoked) => "revoked",
-        End::Cut(CutReason::Expired) => "expired",
-        End::Cut(CutReason::HolderExited) => "holder_exited",
-        End::Cut(CutReason::Draining) => "draining",
+        End::Cut(reason) => reason.name(),
     };
     session.close(Closing {
         reason,

@@ -23,10 +23,25 @@ pub enum Action {
     Open,
     /// Open sessions with no handle.
     Ambient,
+    /// Receive an authenticated socket itself.
+    Handoff,
+    /// Bring a user name and a password of one's own for a connection that has none.
+    Register,
+    /// Receive the secret itself.
+    Reveal,
 }
 
 impl Action {
-    const ALL: [Self; 4] = [Self::List, Self::Issue, Self::Open, Self::Ambient];
+    /// In the order in which they are shown.
+    pub(crate) const ALL: [Self; 7] = [
+        Self::List,
+        Self::Issue,
+        Self::Open,
+        Self::Ambient,
+        Self::Handoff,
+        Self::Register,
+        Self::Reveal,
+    ];
 
     const fn bit(self) -> u8 {
         match self {
@@ -34,6 +49,9 @@ impl Action {
             Self::Issue => 2,
             Self::Open => 4,
             Self::Ambient => 8,
+            Self::Handoff => 16,
+            Self::Register => 32,
+            Self::Reveal => 64,
         }
     }
 }
@@ -45,6 +63,9 @@ impl fmt::Display for Action {
             Self::Issue => "issue",
             Self::Open => "open",
             Self::Ambient => "ambient",
+            Self::Handoff => "handoff",
+            Self::Register => "register",
+            Self::Reveal => "reveal",
         })
     }
 }

@@ -24,7 +24,7 @@ pub(super) fn issue(request: v1::IssueHandleRequest) -> Result<IssueRequest, Bad
     let bind = match v1::Bind::try_from(request.bind) {
         Ok(v1::Bind::Unspecified | v1::Bind::None) => Bind::None,
         Ok(v1::Bind::Lifetime) => Bind::Lifetime,
-        Err(_unknown) => {
+        Ok(v1::Bind::Process) | Err(_) => {
             return Err(Bad {
                 field: "bind",
                 must: "be one that this broker knows: none or lifetime",
@@ -121,7 +121,7 @@ mod tests {
 
     #[test]
     fn an_unknown_bind_is_refused() {
-        let request = v1::IssueHandleRequest { bind: 3, ..Default::default() };
+        let request = v1::IssueHandleRequest { bind: 4, ..Default::default() };
         assert_eq!(issue(request).unwrap_err().field, "bind");
     }
 }

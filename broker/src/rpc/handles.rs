@@ -41,8 +41,8 @@ impl HandleService for Handles {
     ) -> Result<Response<IssueHandleResponse>, Status> {
         let request =
             convert::issue(request.into_inner()).map_err(|bad| self.wrong(bad.field, bad.must))?;
-        let issued =
-            self.core.issue(&self.peer, request).map_err(|refusal| status::refused(&refusal))?;
+        let issued = self.core.issue(&self.peer, request).await;
+        let issued = issued.map_err(|refusal| status::refused(&refusal))?;
         Ok(Response::new(IssueHandleResponse {
             handle: Some(convert::handle(issued.handle)),
             token: issued.token.into_public(),
@@ -56,7 +56,7 @@ impl HandleService for Handles {
     ) -> Result<Response<RenewHandleResponse>, Status> {
         let RenewHandleRequest { token, ttl } = request.into_inner();
         let ttl = convert::span(ttl, "ttl").map_err(|bad| self.wrong(bad.field, bad.must))?;
-        let renewed = self.core.renew(&self.peer, TokenHash::of(&token), ttl);
+        let renewed = self.core.renew(&self.peer, TokenHash::of(&token), ttl).await;
         let handle = renewed.map_err(|refusal| status::refused(&refusal))?;
         Ok(Response::new(RenewHandleResponse { handle: Some(convert::handle(handle)) }))
     }
@@ -96,6 +96,24 @@ impl HandleService for Handles {
         let (handles, truncated) = self.core.list(&self.peer);
         let handles = handles.into_iter().map(convert::handle).collect();
         Ok(Response::new(ListHandlesResponse { handles, truncated }))
+    }
+
+    type WatchHandleStream = futures_util::stream::Empty<Result<v1::HandleEvent, Status>>;
+
+    async fn watch_handle(
+        &self,
+        _: Request<v1::WatchHandleRequest>,
+    ) -> Result<Response<Self::WatchHandleStream>, Status> {
+        let why = Why::Unsupported("WatchHandle");
+        Err(status::refused(&self.core.refuse(&self.peer, None, why)))
+    }
+
+    async fn resolve_connection(
+        &self,
+        _: Request<v1::ResolveConnectionRequest>,
+    ) -> Result<Response<v1::ResolveConnectionResponse>, Status> {
+        let why = Why::Unsupported("ResolveConnection");
+        Err(status::refused(&self.core.refuse(&self.peer, None, why)))
     }
 
     async fn list_connections(

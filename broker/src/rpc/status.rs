@@ -29,10 +29,10 @@ fn code(why: &Why) -> Code {
         Why::AccessDenied | Why::PeerExited => Code::PermissionDenied,
         Why::InvalidRequest { .. } => Code::InvalidArgument,
         Why::HandleInvalid => Code::NotFound,
-        Why::HandleExpired | Why::UpstreamUntrusted => Code::FailedPrecondition,
+        Why::HandleExpired | Why::Suspended | Why::UpstreamUntrusted => Code::FailedPrecondition,
         Why::LimitReached(_) => Code::ResourceExhausted,
         Why::Draining | Why::UpstreamUnreachable | Why::AuditUnavailable => Code::Unavailable,
-        Why::Unsupported(_) => Code::Unimplemented,
+        Why::HandoffUnsupported | Why::Unsupported(_) => Code::Unimplemented,
         Why::UpstreamRefused(_) | Why::Internal(_) => Code::Internal,
     }
 }
@@ -49,7 +49,9 @@ mod tests {
             Why::HandleInvalid,
             Why::HandleExpired,
             Why::LimitReached("sessions"),
+            Why::Suspended,
             Why::Draining,
+            Why::HandoffUnsupported,
             Why::UpstreamUnreachable,
             Why::UpstreamUntrusted,
             Why::AuditUnavailable,

@@ -189,6 +189,22 @@ impl Service {
 
 #[tonic::async_trait]
 impl HandleService for Service {
+    type WatchHandleStream = tokio_stream::Empty<Result<v1::HandleEvent, Status>>;
+
+    async fn watch_handle(
+        &self,
+        _: Request<v1::WatchHandleRequest>,
+    ) -> Result<Response<Self::WatchHandleStream>, Status> {
+        Err(Status::unimplemented("this broker watches nothing"))
+    }
+
+    async fn resolve_connection(
+        &self,
+        _: Request<v1::ResolveConnectionRequest>,
+    ) -> Result<Response<v1::ResolveConnectionResponse>, Status> {
+        Err(Status::unimplemented("this broker resolves nothing"))
+    }
+
     async fn issue_handle(
         &self,
         request: Request<v1::IssueHandleRequest>,

@@ -163,6 +163,7 @@ fn refused(reason: Reason, reference: Option<u64>) -> Failure {
         }
         Reason::InvalidRequest => (Code::InvalidRequest, "the broker refused the request"),
         Reason::LimitReached => (Code::LimitReached, "too many requests; try again later"),
+        Reason::Suspended => (Code::Suspended, "an operator has suspended the connection"),
         Reason::Draining => (Code::Draining, "the broker is shutting down"),
         Reason::UpstreamUnreachable => (Code::UpstreamUnreachable, "the database does not answer"),
         Reason::UpstreamRefused => {
@@ -174,7 +175,9 @@ fn refused(reason: Reason, reference: Option<u64>) -> Failure {
         Reason::AuditUnavailable => {
             (Code::AuditUnavailable, "the broker cannot write its audit log and grants nothing")
         }
-        Reason::Unsupported => (Code::Unsupported, "the broker does not offer this"),
+        Reason::HandoffUnsupported | Reason::Unsupported => {
+            (Code::Unsupported, "the broker does not offer this")
+        }
         Reason::Unspecified | Reason::Internal => (Code::Internal, "a fault of the broker"),
     };
     Failure::new(code, message).with_reference(reference)

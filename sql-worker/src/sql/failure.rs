@@ -23,6 +23,7 @@ pub(super) fn of_connect(error: &sqlx::Error) -> Failure {
         "LIMIT_REACHED" => {
             refused(Code::LimitReached, "too many sessions or requests; try again later")
         }
+        "SUSPENDED" => refused(Code::Suspended, "an operator has suspended the connection"),
         "DRAINING" => refused(Code::Draining, "the broker is shutting down"),
         "INVALID_REQUEST" => {
             refused(Code::InvalidRequest, "the broker refused how the session was opened")

@@ -23,6 +23,20 @@ pub(super) fn cut(reason: CutReason) -> Vec<u8> {
             "terminating connection: the process that held the handle has exited",
             "HANDLE_INVALID",
         ),
+        CutReason::Suspended => {
+            ("terminating connection: an operator suspended the connection", "SUSPENDED")
+        }
+        CutReason::Reloaded => (
+            "terminating connection: the broker's configuration no longer allows it",
+            "ACCESS_DENIED",
+        ),
+        CutReason::Rotated => {
+            ("terminating connection: the credential was replaced", "UPSTREAM_REFUSED")
+        }
+        CutReason::Closed => ("terminating connection: an operator closed it", "ACCESS_DENIED"),
+        CutReason::PeerExited => {
+            ("terminating connection: the process that opened it has exited", "ACCESS_DENIED")
+        }
         CutReason::Draining => ("terminating connection: the broker is shutting down", "DRAINING"),
     };
     codec::fatal(ADMIN_SHUTDOWN, message, name, None)
@@ -34,12 +48,12 @@ fn code(why: &Why) -> &'static str {
         Why::InvalidRequest { .. } => "08P01",
         Why::HandleInvalid | Why::HandleExpired => "28P01",
         Why::LimitReached(_) => "53300",
-        Why::Draining => "57P03",
+        Why::Draining | Why::Suspended => "57P03",
         Why::UpstreamUnreachable
         | Why::UpstreamRefused(_)
         | Why::UpstreamUntrusted
         | Why::AuditUnavailable => "08006",
-        Why::Unsupported(_) => "0A000",
+        Why::HandoffUnsupported | Why::Unsupported(_) => "0A000",
         Why::Internal(_) => "XX000",
     }
 }

@@ -162,6 +162,7 @@ fn classify_reason(reason: Reason) -> (Exit, Option<&'static str>) {
         Reason::HandleExpired => (Exit::NoPermission, Some("issue a new one")),
         Reason::InvalidRequest => (Exit::Usage, None),
         Reason::LimitReached => (Exit::Unavailable, Some("wait, or revoke what is not needed")),
+        Reason::Suspended => (Exit::Unavailable, Some("an operator must `credbroker resume` it")),
         Reason::Draining => (Exit::Unavailable, Some("try again when it has restarted")),
         Reason::AuditUnavailable => {
             (Exit::Unavailable, Some("an operator must look at the broker's audit log"))
@@ -169,6 +170,7 @@ fn classify_reason(reason: Reason) -> (Exit, Option<&'static str>) {
         Reason::UpstreamUnreachable
         | Reason::UpstreamRefused
         | Reason::UpstreamUntrusted
+        | Reason::HandoffUnsupported
         | Reason::Unsupported => (Exit::Unavailable, None),
         Reason::Internal | Reason::Unspecified => (Exit::Software, None),
     }

@@ -134,6 +134,7 @@ pub(crate) fn bind_name(bind: Bind) -> &'static str {
     match bind {
         Bind::None => "none",
         Bind::Lifetime => "lifetime",
+        Bind::Process => "process",
         // The library may learn of more before this program does.
         _ => "other",
     }
