@@ -20,7 +20,7 @@ use crate::audit::{Audit, Event, Outcome, Record, SinkError};
 use crate::cli::{Command, HealthArgs};
 use crate::config::{Config, ConfigError, Places};
 use crate::connection::Host;
-use crate::core::Core;
+use crate::core::{Core, Parts, Reloading, Settings, SuspensionError, SuspensionFile};
 use crate::credential::Credentials;
 use crate::door;
 use crate::exit::Exit;
@@ -29,7 +29,8 @@ use crate::harden::{self, HardenError, Inherited, Paths};
 use crate::health::{self, Unhealthy};
 use crate::peer::{BindError, Listener, SocketAccess};
 use crate::posture::Posture;
-use crate::shutdown::Signals;
+use crate::rpc::Audience;
+use crate::shutdown::{Asked, Signals};
 use crate::source::SourceError;
 use crate::{notify, rpc, sys};
 
@@ -38,6 +39,7 @@ mod runtime_dir;
 /// The names of the sockets that a service manager may pass (FileDescriptorName=).
 const BROKER: &str = "broker";
 const POSTGRES: &str = "postgres";
+const ADMIN: &str = "admin";
 /// After the last session is gone: for records, answers and closing sockets.
 const SETTLE_WITHIN: Duration = Duration::from_secs(5);
 
@@ -57,11 +59,13 @@ enum StartError {
     #[error(transparent)]
     Bind(#[from] BindError),
     #[error(transparent)]
+    Suspension(#[from] SuspensionError),
+    #[error(transparent)]
     Source(#[from] SourceError),
     #[error(transparent)]
     Unhealthy(#[from] Unhealthy),
     #[error(
-        "the service manager passed a socket named {0:?}, which means nothing here: use FileDescriptorName=broker or postgres"
+        "the service manager passed a socket named {0:?}, which means nothing here: use FileDescriptorName=broker, postgres or admin"
     )]
     UnknownSocket(String),
     #[error("the audit log cannot be written, so the broker does not start")]
@@ -76,13 +80,21 @@ struct App {
     core: Core,
     expiry: ExpiryQueue,
     listeners: Listeners,
-    /// Held for as long as the sockets are ours; absent when they are the service manager's.
-    _runtime_dir: Option<RuntimeDir>,
+    /// Held for as long as the sockets are ours.
+    _directories: Directories,
 }
 
 struct Listeners {
     broker: Listener,
     postgres: Listener,
+    admin: Listener,
+}
+
+/// The directories that sockets were bound in; absent where they are the service manager's.
+#[derive(Debug)]
+struct Directories {
+    _runtime: Option<RuntimeDir>,
+    _admin: Option<RuntimeDir>,
 }
 
 /// Runs a command to its end.
@@ -123,9 +135,11 @@ fn start(places: &Places) -> Result<App, StartError> {
     let arena = Arena::map(config.arena.backend, config.arena.capacity)?;
     let mut posture = Posture::find(&config, &arena);
     let audit = Audit::open(&config.audit)?;
-    let (listeners, runtime_dir) = Listeners::open(&config, inherited)?;
+    let suspensions = SuspensionFile::open(&config.state_dir)?;
+    let (listeners, directories) = Listeners::open(&config, inherited)?;
     let credentials = Credentials::load(&config, &arena)?;
-    posture.sandbox = Some(harden::late(&sandbox_paths(&config))?);
+    let sandbox = sandbox_paths(&config);
+    posture.sandbox = Some(harden::late(&sandbox)?);
 
     // The first record says under what circumstances all later ones came about.
     let mut started = Record::new(Event::BrokerStarted, Outcome::Done)
@@ -137,26 +151,40 @@ fn start(places: &Places) -> Result<App, StartError> {
     for line in posture.to_string().lines() {
         info!("{line}");
     }
-    let (core, expiry) = Core::new(&mut config, credentials, audit);
-    Ok(App { config, core, expiry, listeners, _runtime_dir: runtime_dir })
+    let (core, expiry) = Core::new(Parts {
+        reloading: Reloading::new(places.clone(), &config, sandbox, sandbox_paths),
+        settings: Settings::of(&mut config),
+        credentials,
+        audit,
+        suspensions,
+        posture: posture.facts(),
+    });
+    Ok(App { config, core, expiry, listeners, _directories: directories })
 }
 
 fn serve(app: App, runtime: &Runtime) -> std::io::Result<()> {
-    let App { config, core, expiry, listeners, _runtime_dir } = app;
+    let App { config, core, expiry, listeners, _directories } = app;
     runtime.block_on(async {
         let mut signals = Signals::install()?;
         let (reporter, health) = tonic_health::server::health_reporter();
         let (broker, postgres) = (listeners.broker.serve()?, listeners.postgres.serve()?);
+        let admin = listeners.admin.serve()?;
         let tasks = core.tasks().clone();
         tasks.spawn(core.clone().run_expiry(expiry));
         tasks.spawn(core.clone().run_audit_sync());
         tasks.spawn(rpc::run_health(core.clone(), reporter));
-        tasks.spawn(rpc::serve(broker, core.clone(), health));
+        tasks.spawn(rpc::serve(broker, Audience::Workloads, core.clone(), health.clone()));
+        tasks.spawn(rpc::serve(admin, Audience::Operators, core.clone(), health));
         tasks.spawn(door::postgres::serve(postgres, core.clone()));
         info!(connections = config.connections.len(), runtime_dir = %config.runtime_dir.display(), "ready");
         notify::ready();
 
-        signals.end().await;
+        while signals.next().await == Asked::Reload {
+            notify::reloading();
+            // What was wrong is in the log, and in GetStatus.
+            let _told = core.reload(None).await;
+            notify::ready();
+        }
         notify::stopping();
         tokio::select! {
             () = core.drain(config.drain) => {}
@@ -176,23 +204,28 @@ fn serve(app: App, runtime: &Runtime) -> std::io::Result<()> {
 impl Listeners {
     /// Takes what the service manager passed, and binds the rest. The directory is prepared only
     /// for what is bound here: one that the service manager made may not be ours to write in.
-    fn open(
-        config: &Config,
-        mut inherited: Inherited,
-    ) -> Result<(Self, Option<RuntimeDir>), StartError> {
-        let all_passed = inherited.has(BROKER) && inherited.has(POSTGRES);
-        let dir = if all_passed { None } else { Some(RuntimeDir::prepare(config)?) };
-        let access = dir.as_ref().map_or(SocketAccess::Owner, RuntimeDir::access);
-        let mut open = |name: &str, path: PathBuf| match inherited.take(name) {
+    fn open(config: &Config, mut inherited: Inherited) -> Result<(Self, Directories), StartError> {
+        let passed = |names: &[&str]| names.iter().all(|name| inherited.has(name));
+        let runtime =
+            if passed(&[BROKER, POSTGRES]) { None } else { Some(RuntimeDir::prepare(config)?) };
+        let admin_dir =
+            if passed(&[ADMIN]) { None } else { Some(RuntimeDir::prepare_admin(config)?) };
+        let access =
+            |dir: &Option<RuntimeDir>| dir.as_ref().map_or(SocketAccess::Owner, RuntimeDir::access);
+        let mut open = |name: &str, path: PathBuf, dir| match inherited.take(name) {
             Some(socket) => Listener::from_service_manager(socket, name),
-            None => Listener::bind(&path, access),
+            None => Listener::bind(&path, access(dir)),
         };
-        let broker = open(BROKER, config.broker_socket())?;
-        let postgres = open(POSTGRES, config.postgres_socket())?;
+        let broker = open(BROKER, config.broker_socket(), &runtime)?;
+        let postgres = open(POSTGRES, config.postgres_socket(), &runtime)?;
+        let admin = open(ADMIN, config.admin_socket(), &admin_dir)?;
         match inherited.left().first() {
             // An unknown socket would be open to callers and served by nobody.
             Some(unknown) => Err(StartError::UnknownSocket((*unknown).to_owned())),
-            None => Ok((Self { broker, postgres }, dir)),
+            None => {
+                let directories = Directories { _runtime: runtime, _admin: admin_dir };
+                Ok((Self { broker, postgres, admin }, directories))
+            }
         }
     }
 }
@@ -200,11 +233,12 @@ impl Listeners {
 /// The files, directories and ports that serving needs.
 fn sandbox_paths(config: &Config) -> Paths {
     let mut paths = Paths {
-        write: vec![config.runtime_dir.clone(), config.state_dir.clone()],
+        write: vec![config.runtime_dir.clone(), config.admin_dir.clone(), config.state_dir.clone()],
         ..Paths::default()
     };
     paths.write.extend(config.audit.file.as_deref().and_then(Path::parent).map(Path::to_owned));
-    paths.read.push(config.file.clone());
+    // The directory: editors and package managers replace the file, and conf.d is in there.
+    paths.read.extend(config.file.parent().map(Path::to_owned));
     paths.read.extend(config.secret_files().filter_map(Path::parent).map(Path::to_owned));
     for configured in config.connections.values() {
         match &configured.connection.host {
@@ -255,7 +289,8 @@ impl StartError {
             Self::Audit(error) if error.is_permission() => Exit::NoPermission,
             Self::Config(_)
             | Self::Source(_)
-            | Self::RuntimeDir(RuntimeDirError::Config { .. })
+            | Self::Suspension(_)
+            | Self::RuntimeDir(RuntimeDirError::TooLong { .. })
             | Self::UnknownSocket(_) => Exit::Config,
             Self::Bind(BindError::PathTooLong { .. } | BindError::NotOurs { .. }) => Exit::Config,
             Self::Arena(RegionError::CapacityTooSmall { .. }) => Exit::Config,

@@ -208,3 +208,13 @@ mod tests {
         assert_eq!(format!("{slot:?}"), "[REDACTED]");
     }
 }
+
+// PROVISIONAL
+#[derive(Clone, Copy, Debug)]
+pub struct Usage {
+    pub capacity: usize,
+    pub own: usize,
+    pub registered: usize,
+    pub free: usize,
+    pub largest_free: usize,
+}

@@ -160,6 +160,11 @@ impl Audit {
         seq
     }
 
+    /// A denial.
+    pub(crate) fn denied(&self, _: crate::peer::Uid, record: &Record) -> Seq {
+        self.always(record)
+    }
+
     /// Whether grants can be written at this moment.
     pub(crate) fn is_writable(&self) -> bool {
         self.writer.lock().unwrap_or_else(PoisonError::into_inner).writable
@@ -226,6 +231,34 @@ impl Writer {
         }
         self.writable = written.is_ok();
         written.map_err(|_logged| AuditUnavailable)
+    }
+}
+
+// PROVISIONAL
+#[derive(Debug)]
+pub(crate) struct Head {
+    pub(crate) seq: u64,
+    pub(crate) hash: String,
+    pub(crate) signed_to: u64,
+}
+#[derive(Debug)]
+pub(crate) struct Subscription;
+impl Subscription {
+    pub(crate) async fn next(&mut self) -> Option<Followed> {
+        None
+    }
+}
+#[derive(Debug)]
+pub(crate) struct Followed {
+    pub(crate) line: Arc<str>,
+    pub(crate) skipped: u64,
+}
+impl Audit {
+    pub(crate) fn head(&self) -> Head {
+        panic!()
+    }
+    pub(crate) fn tail(&self, _: usize) -> (Vec<String>, Subscription) {
+        (vec![], Subscription)
     }
 }
 

@@ -29,6 +29,7 @@ mod show;
 pub struct Config {
     pub(crate) file: PathBuf,
     pub(crate) runtime_dir: PathBuf,
+    pub(crate) admin_dir: PathBuf,
     pub(crate) state_dir: PathBuf,
     pub(crate) socket_group: Option<Gid>,
     pub(crate) drain: Duration,
@@ -43,14 +44,14 @@ pub struct Config {
 }
 
 /// `[arena]`.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ArenaConfig {
     pub(crate) backend: BackendChoice,
     pub(crate) capacity: usize,
 }
 
 /// `[audit]`.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct AuditConfig {
     /// Absent when `sinks` names no file.
     pub(crate) file: Option<PathBuf>,
@@ -59,7 +60,7 @@ pub(crate) struct AuditConfig {
 }
 
 /// `[handles]`.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct HandleLimits {
     pub(crate) default_ttl: Duration,
     pub(crate) max_ttl: Duration,
@@ -67,12 +68,40 @@ pub(crate) struct HandleLimits {
 }
 
 /// `[limits]`.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Limits {
     pub(crate) sessions: usize,
     pub(crate) rate_per_second: u32,
     pub(crate) queue_timeout: Duration,
     pub(crate) handles: usize,
+}
+
+/// What a process is made of when it starts, and no reload can change.
+#[derive(Debug)]
+pub(crate) struct Fixed {
+    runtime_dir: PathBuf,
+    admin_dir: PathBuf,
+    state_dir: PathBuf,
+    socket_group: Option<Gid>,
+    allow_own_uid: bool,
+    arena: ArenaConfig,
+    audit: AuditConfig,
+}
+
+impl Fixed {
+    /// The first key that is not the same in `new`.
+    pub(crate) fn differs(&self, new: &Self) -> Option<&'static str> {
+        let checks = [
+            ("broker.runtime_dir", self.runtime_dir == new.runtime_dir),
+            ("broker.admin_dir", self.admin_dir == new.admin_dir),
+            ("broker.state_dir", self.state_dir == new.state_dir),
+            ("broker.socket_group", self.socket_group == new.socket_group),
+            ("broker.allow_own_uid", self.allow_own_uid == new.allow_own_uid),
+            ("[arena]", self.arena == new.arena),
+            ("[audit]", self.audit == new.audit),
+        ];
+        checks.into_iter().find(|(_, same)| !same).map(|(key, _)| key)
+    }
 }
 
 /// A connection and where its credential comes from.
@@ -155,6 +184,30 @@ impl Config {
 
     pub(crate) fn postgres_socket(&self) -> PathBuf {
         self.runtime_dir.join(Self::POSTGRES_DOOR).join(".s.PGSQL.5432")
+    }
+
+    pub(crate) fn packet_socket(&self) -> PathBuf {
+        self.runtime_dir.join(credbroker_proto::PACKET_SOCKET)
+    }
+
+    pub(crate) fn admin_socket(&self) -> PathBuf {
+        self.admin_dir.join(credbroker_proto::ADMIN_SOCKET)
+    }
+
+    pub(crate) fn admin_packet_socket(&self) -> PathBuf {
+        self.admin_dir.join(credbroker_proto::ADMIN_PACKET_SOCKET)
+    }
+
+    pub(crate) fn fixed(&self) -> Fixed {
+        Fixed {
+            runtime_dir: self.runtime_dir.clone(),
+            admin_dir: self.admin_dir.clone(),
+            state_dir: self.state_dir.clone(),
+            socket_group: self.socket_group,
+            allow_own_uid: self.allow_own_uid,
+            arena: self.arena.clone(),
+            audit: self.audit.clone(),
+        }
     }
 
     /// Takes the grants out.

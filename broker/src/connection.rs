@@ -7,12 +7,17 @@ use std::borrow::Borrow;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use serde::Serialize;
 
 use crate::policy::Pattern;
+use crate::upstream::tls::RootsId;
+
+/// What PostgreSQL listens on when nobody says otherwise.
+pub(crate) const DEFAULT_PORT: u16 = 5432;
 
 /// The name of a connection, as configuration gives it: `[A-Za-z0-9][A-Za-z0-9_.-]{0,62}`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
@@ -64,6 +69,10 @@ pub struct Connection {
     pub(crate) tls: Tls,
     pub(crate) startup: StartupFilter,
     pub(crate) replication: bool,
+    /// Whether peers bring credentials of their own: it has none.
+    pub(crate) takes_registrations: bool,
+    /// How long sessions may go on after their credential was replaced.
+    pub(crate) rotation_grace: Duration,
 }
 
 /// Where the server is.
@@ -80,7 +89,13 @@ pub(crate) enum Tls {
     /// Plaintext.
     Disable,
     /// The certificate is checked against the roots and the name.
-    VerifyFull { config: Arc<ClientConfig>, name: ServerName<'static>, ca_file: Option<PathBuf> },
+    VerifyFull {
+        config: Arc<ClientConfig>,
+        name: ServerName<'static>,
+        ca_file: Option<PathBuf>,
+        /// Tells sets of roots apart.
+        roots: RootsId,
+    },
 }
 
 /// What a client may set in its startup message.
@@ -88,6 +103,17 @@ pub(crate) enum Tls {
 pub(crate) enum StartupFilter {
     Any,
     Only(Vec<String>),
+}
+
+/// A destination as a caller describes it; which connection that is, configuration decides.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Destination<'a> {
+    /// Empty: any.
+    pub(crate) kind: &'a str,
+    pub(crate) host: &'a str,
+    pub(crate) port: Option<u16>,
+    /// Empty: the connection's own.
+    pub(crate) database: &'a str,
 }
 
 /// A database that this connection's configuration allows.
@@ -101,6 +127,9 @@ impl AllowedDatabase {
 }
 
 impl Connection {
+    /// The value of the key `type`.
+    pub(crate) const KIND: &str = "postgresql";
+
     /// Width and text of the mask never depend on what they hide.
     const MASK: &str = "****:****";
 
@@ -125,6 +154,32 @@ impl Connection {
         }
     }
 
+    /// Whether this is the connection to `destination`.
+    pub(crate) fn is_at(&self, destination: &Destination<'_>) -> bool {
+        let Destination { kind, host: asked, port: asked_port, database } = *destination;
+        let (host_is, port) = match &self.host {
+            // Host names are compared as DNS does (RFC 4343).
+            Host::Tcp { host, port } => (host.eq_ignore_ascii_case(asked), *port),
+            Host::Unix { directory, port } => (directory.as_os_str() == asked, *port),
+        };
+        let database = (!database.is_empty()).then_some(database);
+        host_is
+            && port == asked_port.unwrap_or(DEFAULT_PORT)
+            && (kind.is_empty() || kind == Self::KIND)
+            && self.database(database).is_some()
+    }
+
+    /// Whether both names lead to the same place, proved in the same way: what decides whether a
+    /// session that was opened by one may go on under the other.
+    pub(crate) fn leads_to_same(&self, other: &Self) -> bool {
+        self.host == other.host && self.tls.proves_as(&other.tls)
+    }
+
+    /// Whether a database that was allowed once is allowed now.
+    pub(crate) fn allows(&self, database: &AllowedDatabase) -> bool {
+        self.database(Some(database.as_str())).is_some_and(|now| now == *database)
+    }
+
     /// Whether what passes could be read on the network.
     pub(crate) fn is_plaintext_tcp(&self) -> bool {
         matches!((&self.host, &self.tls), (Host::Tcp { .. }, Tls::Disable))
@@ -145,6 +200,19 @@ impl Connection {
             Some(_) => return None,
         };
         Some(AllowedDatabase(name.to_owned()))
+    }
+}
+
+impl Tls {
+    fn proves_as(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Disable, Self::Disable) => true,
+            (
+                Self::VerifyFull { name, roots, .. },
+                Self::VerifyFull { name: other_name, roots: other_roots, .. },
+            ) => name == other_name && roots == other_roots,
+            (Self::Disable | Self::VerifyFull { .. }, _) => false,
+        }
     }
 }
 
@@ -194,6 +262,8 @@ pub(crate) mod tests {
                 StartupFilter::DEFAULT.iter().map(ToString::to_string).collect(),
             ),
             replication: false,
+            takes_registrations: false,
+            rotation_grace: Duration::ZERO,
         }
     }
 

@@ -11,38 +11,51 @@
 
 #![forbid(unsafe_code)]
 
-use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+pub(crate) use self::admin::{ConnectionView, HandleFilter, Probe, Status, SuspendedNow};
+pub(crate) use self::explain::{Asked, Explained, Question};
 pub(crate) use self::handles::Named;
 use self::limits::{Rates, Verb};
 pub(crate) use self::opening::{Closing, Opening, Permit, Session};
 pub(crate) use self::refusal::{Refusal, Why};
-pub(crate) use self::sessions::Admitted;
-pub(crate) use self::view::{HandleView, Viewed};
-use crate::audit::{Audit, Event, Outcome, Record};
-use crate::config::{Config, HandleLimits, Limits};
-use crate::connection::{Connection, ConnectionName};
-use crate::credential::Credentials;
-use crate::handle::{
-    Bind, Expiry, ExpiryQueue, Handle, HandleId, SHORTEST_LIFE, Standing, Table, Token,
+pub(crate) use self::reload::{ReloadProblem, Reloading};
+pub(crate) use self::secrets::{
+    MayPut, MayRegister, PutRequest, RegisterRequest, Revealed, Stored,
 };
+pub(crate) use self::sessions::Admitted;
+pub(crate) use self::settings::Settings;
+use self::state::State;
+pub(crate) use self::suspension::{Scope, Suspended, SuspensionError, SuspensionFile};
+pub(crate) use self::view::{HandleView, Viewed};
+pub(crate) use self::watching::HandleNews;
+use crate::audit::{Audit, Event, Outcome, Record};
+use crate::connection::{Connection, ConnectionName};
+use crate::credential::{Credential, Credentials};
+use crate::handle::{Bind, Expiry, ExpiryQueue, Handle, HandleId, SHORTEST_LIFE, Standing, Token};
 use crate::peer::{Peer, Uid};
-use crate::policy::{Action, Decision, Grant, Policy};
-use crate::session::Registry;
+use crate::policy::{Action, Decision, Grant};
 
+mod admin;
 mod ending;
+mod explain;
 mod handles;
 mod limits;
 mod opening;
 mod refusal;
+mod reload;
+mod secrets;
 mod sessions;
+mod settings;
+mod state;
+mod suspension;
 mod view;
+mod watching;
 
 /// Longest `subject` in bytes.
 const MAX_SUBJECT: usize = 128;
@@ -57,14 +70,15 @@ pub(crate) struct Core {
 
 #[derive(Debug)]
 struct Shared {
-    connections: BTreeMap<ConnectionName, Arc<Connection>>,
-    policy: Policy,
     credentials: Credentials,
-    handle_limits: HandleLimits,
-    limits: Limits,
     audit: Audit,
     state: Mutex<State>,
     rates: Mutex<Rates>,
+    refusals: explain::Remembered,
+    suspensions: SuspensionFile,
+    reloading: Reloading,
+    posture: Vec<(&'static str, String)>,
+    started: SystemTime,
     expiry: Expiry,
     /// Woken whenever a session ends, for those who wait for a free place.
     freed: Notify,
@@ -73,18 +87,22 @@ struct Shared {
     tasks: TaskTracker,
 }
 
-/// What one lock guards: spending a use and entering a session are one step.
-#[derive(Debug, Default)]
-struct State {
-    handles: Table,
-    sessions: Registry,
+/// What a core is made of.
+#[derive(Debug)]
+pub(crate) struct Parts {
+    pub(crate) settings: Settings,
+    pub(crate) credentials: Credentials,
+    pub(crate) audit: Audit,
+    pub(crate) suspensions: (SuspensionFile, Suspended),
+    pub(crate) reloading: Reloading,
+    pub(crate) posture: Vec<(&'static str, String)>,
 }
 
 /// A request for a handle, parsed.
 #[derive(Debug)]
 pub(crate) struct IssueRequest {
     pub(crate) connection: String,
-    pub(crate) ttl: Option<std::time::Duration>,
+    pub(crate) ttl: Option<Duration>,
     pub(crate) max_uses: Option<u32>,
     pub(crate) max_sessions: Option<u32>,
     pub(crate) redeemer: Option<Uid>,
@@ -103,24 +121,19 @@ pub(crate) struct Issued {
 
 impl Core {
     /// A core and the timer that it must be given to [`Core::run_expiry`].
-    pub(crate) fn new(
-        config: &mut Config,
-        credentials: Credentials,
-        audit: Audit,
-    ) -> (Self, ExpiryQueue) {
+    pub(crate) fn new(parts: Parts) -> (Self, ExpiryQueue) {
         let (expiry, queue) = Expiry::new();
-        let connections = config.connections.iter();
-        let connections = connections
-            .map(|(name, configured)| (name.clone(), Arc::clone(&configured.connection)));
+        let (suspensions, suspended) = parts.suspensions;
         let shared = Shared {
-            connections: connections.collect(),
-            policy: config.take_policy(),
-            credentials,
-            handle_limits: config.handles,
-            limits: config.limits,
-            audit,
-            state: Mutex::default(),
+            credentials: parts.credentials,
+            audit: parts.audit,
+            state: Mutex::new(State::new(parts.settings, suspended)),
             rates: Mutex::default(),
+            refusals: explain::Remembered::default(),
+            suspensions,
+            reloading: parts.reloading,
+            posture: parts.posture,
+            started: SystemTime::now(),
             expiry,
             freed: Notify::new(),
             draining: CancellationToken::new(),
@@ -136,85 +149,107 @@ impl Core {
         peer: &Peer,
         request: IssueRequest,
     ) -> Result<Issued, Refusal> {
-        let connection = self.connection(peer, &request.connection)?;
+        let connection = self.connection(peer, Action::Issue, &request.connection)?;
         let grant = match request.redeemer {
             None => self.grant(peer, Action::Issue, &connection.name)?,
             Some(redeemer) => self.grant_for(peer, redeemer, &connection.name)?,
         };
         self.check_words(peer, &connection, &request)?;
-        self.check_alive(peer, &connection.name)?;
         self.check_open_for_business(peer, &connection.name)?;
         self.check_rate(peer, &grant, Verb::Issue)?;
-        if request.bind == Bind::Lifetime {
-            self.watch_holder(peer, &connection.name)?;
-        }
+        self.issue_under(peer, &connection, &grant, request, None).await
+    }
 
-        let (handle, token) = self.new_handle(peer, &connection, &grant, request)?;
-        let record = Record::new(Event::HandleIssued, Outcome::Allowed)
+    /// What all kinds of issuing share, once policy has allowed it.
+    async fn issue_under(
+        &self,
+        peer: &Peer,
+        connection: &Arc<Connection>,
+        grant: &Grant,
+        request: IssueRequest,
+        registered: Option<Arc<Credential>>,
+    ) -> Result<Issued, Refusal> {
+        let name = &connection.name;
+        if request.bind != Bind::None {
+            self.watch_holder(peer, name)?;
+        }
+        // After everything that was read of the process, and before the grant.
+        self.check_alive(peer, name)?;
+        let event =
+            if registered.is_some() { Event::SecretRegistered } else { Event::HandleIssued };
+        let (handle, token) = self.new_handle(peer, name, grant, request, registered)?;
+        let record = Record::new(event, Outcome::Allowed)
             .peer(peer)
-            .grant(&grant)
+            .grant(grant)
             .handle(handle.id)
             .subject(&handle.subject)
             .purpose(&handle.purpose)
             .redeemer(handle.redeemer)
             .detail("ttl_seconds", handle.ttl.as_secs());
         let audited = self.shared.audit.before(&record, handle).await;
-        let handle = audited.map_err(|_unavailable| {
-            self.refuse(peer, Some(&connection.name), Why::AuditUnavailable)
-        })?;
+        let handle =
+            audited.map_err(|unavailable| self.refuse_unaudited(peer, Some(name), unavailable))?;
 
         let Handle { id, bind, expires, .. } = *handle.get();
         let inserted = {
             let mut state = self.state();
-            state
-                .handles
-                .insert(token.hash(), handle, self.shared.limits.handles)
-                .map(|()| state.view(id))
+            let most = state.settings.limits.handles;
+            // What was decided before the record was written must still hold under the lock.
+            if state.suspended.covers(name) {
+                Err(Why::Suspended)
+            } else if !state.still_grants(peer, grant) {
+                Err(Why::AccessDenied)
+            } else {
+                match state.handles.insert(token.hash(), handle, most) {
+                    Ok(()) => state.view(id).ok_or(Why::Internal("the handle is gone")),
+                    Err(_full) => Err(Why::limit("handles")),
+                }
+            }
         };
-        let Ok(Some(view)) = inserted else {
-            // The record that allowed it stands; this one says that nothing came of it.
-            return Err(self.refuse(peer, Some(&connection.name), Why::LimitReached("handles")));
-        };
+        // The record that allowed it stands; a refusal's says that nothing came of it.
+        let view = inserted.map_err(|why| self.refuse(peer, Some(name), why))?;
         self.shared.expiry.wake(id, expires);
-        if bind == Bind::Lifetime && !peer.is_alive() {
+        if bind != Bind::None && !peer.is_alive() {
             // It exited before there was a handle for its watch to find.
             self.holder_exited(peer.id());
         }
-        Ok(Issued { handle: view, token, connection })
+        Ok(Issued { handle: view, token, connection: Arc::clone(connection) })
     }
 
     fn new_handle(
         &self,
         peer: &Peer,
-        connection: &Arc<Connection>,
+        connection: &ConnectionName,
         grant: &Grant,
         request: IssueRequest,
+        registered: Option<Arc<Credential>>,
     ) -> Result<(Handle, Token), Refusal> {
-        let limits = &self.shared.handle_limits;
+        let limits = self.settings().handle_limits;
         let longest = grant.max_ttl().unwrap_or(limits.max_ttl).min(limits.max_ttl);
         let ttl = request.ttl.unwrap_or(limits.default_ttl).min(longest);
         let now = Instant::now();
-        let internal =
-            |_| self.refuse(peer, Some(&connection.name), Why::Internal("no randomness"));
+        let internal = |_| self.refuse(peer, Some(connection), Why::Internal("no randomness"));
         let mut handle = Handle {
             id: HandleId::random().map_err(internal)?,
-            connection: Arc::clone(connection),
+            connection: connection.clone(),
             holder: match request.bind {
                 Bind::None => peer.without_process(),
-                Bind::Lifetime => peer.clone(),
+                Bind::Lifetime | Bind::Process => peer.clone(),
             },
             redeemer: request.redeemer,
             subject: request.subject,
             purpose: request.purpose,
             bind: request.bind,
+            registered,
+            revealed: false,
             issued: now,
             issued_at: SystemTime::now(),
             ttl,
             expires: now,
             never_after: match request.bind {
-                Bind::None => Some(now + limits.max_lifetime),
                 // It ends with its process, whenever that is.
                 Bind::Lifetime => None,
+                Bind::None | Bind::Process => Some(now + limits.max_lifetime),
             },
             uses_left: request.max_uses,
             max_sessions: request.max_sessions.and_then(|sessions| usize::try_from(sessions).ok()),
@@ -225,23 +260,36 @@ impl Core {
     }
 
     /// The connection that a caller names. To whom has no grant, it does not exist.
-    fn connection(&self, peer: &Peer, name: &str) -> Result<Arc<Connection>, Refusal> {
-        match self.shared.connections.get(name) {
+    fn connection(
+        &self,
+        peer: &Peer,
+        action: Action,
+        name: &str,
+    ) -> Result<Arc<Connection>, Refusal> {
+        let settings = self.settings();
+        match settings.connections.get(name) {
             Some(connection) => Ok(Arc::clone(connection)),
-            None => Err(self.deny(peer, None, &self.shared.policy.unknown_connection(peer))),
+            None => {
+                let denial = settings.policy.unknown_connection(peer);
+                Err(self.deny(peer, Asked::unknown(action), &denial))
+            }
         }
     }
 
-    /// The policy's grant, or its denial, audited.
+    /// The policy's grant, or its denial, audited. An operator's suspension is told to whom the
+    /// policy allows it only.
     fn grant(
         &self,
         peer: &Peer,
         action: Action,
         connection: &ConnectionName,
     ) -> Result<Grant, Refusal> {
-        match self.shared.policy.decide(peer, action, connection) {
-            Decision::Allow(grant) => Ok(grant),
-            Decision::Deny(denial) => Err(self.deny(peer, Some(connection), &denial)),
+        let settings = self.settings();
+        match settings.policy.decide(peer, action, connection) {
+            Decision::Allow(grant) => self.unless_suspended(peer, grant),
+            Decision::Deny(denial) => {
+                Err(self.deny(peer, Asked::about(action, connection), &denial))
+            }
         }
     }
 
@@ -252,9 +300,20 @@ impl Core {
         redeemer: Uid,
         connection: &ConnectionName,
     ) -> Result<Grant, Refusal> {
-        match self.shared.policy.decide_redeemer(peer, redeemer, connection) {
-            Decision::Allow(grant) => Ok(grant),
-            Decision::Deny(denial) => Err(self.deny(peer, Some(connection), &denial)),
+        match self.settings().policy.decide_redeemer(peer, redeemer, connection) {
+            Decision::Allow(grant) => self.unless_suspended(peer, grant),
+            Decision::Deny(denial) => {
+                Err(self.deny(peer, Asked::about(Action::Issue, connection), &denial))
+            }
+        }
+    }
+
+    fn unless_suspended(&self, peer: &Peer, grant: Grant) -> Result<Grant, Refusal> {
+        let suspended = self.state().suspended.covers(grant.connection());
+        if suspended {
+            Err(self.refuse(peer, Some(grant.connection()), Why::Suspended))
+        } else {
+            Ok(grant)
         }
     }
 
@@ -280,13 +339,15 @@ impl Core {
     }
 
     fn check_rate(&self, peer: &Peer, grant: &Grant, verb: Verb) -> Result<(), Refusal> {
-        let rate = grant.rate_per_second().unwrap_or(self.shared.limits.rate_per_second);
+        let rate =
+            grant.rate_per_second().unwrap_or_else(|| self.settings().limits.rate_per_second);
         let mut rates = self.shared.rates.lock().unwrap_or_else(PoisonError::into_inner);
-        if rates.take(peer.uid(), grant.connection(), verb, rate, Instant::now()) {
-            return Ok(());
-        }
+        let taken = rates.take(peer.uid(), grant.connection(), verb, rate, Instant::now());
         drop(rates);
-        Err(self.refuse(peer, Some(grant.connection()), Why::LimitReached("requests per second")))
+        taken.map_err(|retry| {
+            let why = Why::LimitReached { what: "requests per second", retry };
+            self.refuse(peer, Some(grant.connection()), why)
+        })
     }
 
     fn check_words(
@@ -313,11 +374,14 @@ impl Core {
         if request.max_uses == Some(0) || request.max_sessions == Some(0) {
             return wrong("max_uses, max_sessions", "be at least 1 when given");
         }
-        if request.bind == Bind::Lifetime && !peer.can_be_watched() {
+        if request.bind == Bind::Process && request.redeemer.is_some() {
+            return wrong("bind", "not be process for a handle that somebody else is to redeem");
+        }
+        if request.bind != Bind::None && !peer.can_be_watched() {
             return Err(self.refuse(
                 peer,
                 Some(&connection.name),
-                Why::Unsupported("bind = lifetime (this kernel has no SO_PEERPIDFD)"),
+                Why::Unsupported("a bound handle (this kernel has no SO_PEERPIDFD)"),
             ));
         }
         Ok(())
@@ -337,13 +401,19 @@ impl Core {
         self.shared.draining.cancelled().await;
     }
 
+    /// Returns when everything is over but the last record.
+    pub(crate) async fn drained(&self) {
+        self.shared.stopped.cancelled().await;
+    }
+
     /// Whether it has begun to shut down.
     pub(crate) fn is_draining(&self) -> bool {
         self.shared.draining.is_cancelled()
     }
 
-    pub(crate) fn policy(&self) -> &Policy {
-        &self.shared.policy
+    /// The configuration in force.
+    pub(crate) fn settings(&self) -> Arc<Settings> {
+        Arc::clone(&self.state().settings)
     }
 
     /// Whether the broker can grant anything at this moment.

@@ -28,6 +28,11 @@ impl Credential {
         Self { username, password }
     }
 
+    /// Counts up with each change of the connection's credential.
+    pub(crate) fn version(&self) -> u64 {
+        1
+    }
+
     /// The database role; not a secret.
     pub(crate) fn username(&self) -> &str {
         &self.username
@@ -78,5 +83,78 @@ mod tests {
         slot.fill(|bytes| bytes.copy_from_slice(b"canary"));
         let credential = Credential::new("app".into(), slot);
         assert_eq!(format!("{credential:?}"), "[REDACTED]");
+    }
+}
+
+// PROVISIONAL
+#[derive(Debug)]
+pub(crate) struct Material;
+impl Material {
+    pub(crate) fn whole(_: String, _: Slot) -> Result<Self, crate::source::SourceFault> {
+        Ok(Self)
+    }
+    pub(crate) fn username(&self) -> &str {
+        ""
+    }
+}
+#[derive(Debug)]
+pub(crate) struct CredentialView {
+    pub(crate) version: u64,
+    pub(crate) since: std::time::SystemTime,
+    pub(crate) expires_at: Option<std::time::SystemTime>,
+    pub(crate) labels: BTreeMap<String, String>,
+    pub(crate) persistent: bool,
+}
+impl Credential {
+    pub(crate) fn registered(_: Material) -> Self {
+        panic!()
+    }
+}
+impl Credentials {
+    pub(crate) fn configured_username(&self, _: &ConnectionName) -> Option<String> {
+        None
+    }
+    pub(crate) fn split(&self, _: &Slot) -> Result<Material, crate::source::SourceFault> {
+        Ok(Material)
+    }
+    pub(crate) fn put(
+        &self,
+        _: &ConnectionName,
+        _: Material,
+        _: Option<std::time::SystemTime>,
+        _: BTreeMap<String, String>,
+    ) -> u64 {
+        1
+    }
+    pub(crate) fn delete(&self, _: &ConnectionName) -> bool {
+        true
+    }
+    pub(crate) fn room_for(
+        &self,
+        _: crate::peer::Uid,
+        _: usize,
+    ) -> Result<Slot, crate::arena::ArenaFull> {
+        Err(crate::arena::ArenaFull)
+    }
+    pub(crate) fn room(&self, _: usize) -> Result<Slot, crate::arena::ArenaFull> {
+        Err(crate::arena::ArenaFull)
+    }
+    pub(crate) fn source_of(&self, _: &ConnectionName) -> String {
+        String::new()
+    }
+    pub(crate) fn describe(&self, _: &ConnectionName) -> Option<CredentialView> {
+        None
+    }
+    pub(crate) fn warnings(&self) -> Vec<String> {
+        vec![]
+    }
+    pub(crate) fn arena_usage(&self) -> crate::arena::Usage {
+        panic!()
+    }
+    pub(crate) fn prepare(&self, _: &Config) -> Result<(), SourceError> {
+        Ok(())
+    }
+    pub(crate) fn install(&self, _: ()) -> Vec<(ConnectionName, u64)> {
+        vec![]
     }
 }

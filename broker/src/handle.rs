@@ -12,7 +12,8 @@ use ring::rand::{SecureRandom as _, SystemRandom};
 pub(crate) use self::expiry::{Expiry, ExpiryQueue};
 pub(crate) use self::table::{HandleFault, REMEMBERED, Standing, Table};
 pub(crate) use self::token::{Token, TokenHash};
-use crate::connection::Connection;
+use crate::connection::ConnectionName;
+use crate::credential::Credential;
 use crate::peer::{Peer, Uid};
 
 mod expiry;
@@ -62,18 +63,24 @@ pub(crate) enum Bind {
     None,
     /// Dies with that process.
     Lifetime,
+    /// Dies with that process, and nobody else redeems it.
+    Process,
 }
 
 /// A handle, live or lately expired.
 #[derive(Debug)]
 pub(crate) struct Handle {
     pub(crate) id: HandleId,
-    pub(crate) connection: Arc<Connection>,
+    pub(crate) connection: ConnectionName,
     pub(crate) holder: Peer,
     pub(crate) redeemer: Option<Uid>,
     pub(crate) subject: String,
     pub(crate) purpose: String,
     pub(crate) bind: Bind,
+    /// What its holder brought; it belongs to this handle alone and goes with it.
+    pub(crate) registered: Option<Arc<Credential>>,
+    /// Whether its secret has been shown, which is done once.
+    pub(crate) revealed: bool,
     pub(crate) issued: Instant,
     pub(crate) issued_at: SystemTime,
     /// Life of one issue or renewal.
@@ -87,10 +94,11 @@ pub(crate) struct Handle {
 }
 
 impl Handle {
-    /// Whether `uid` opens sessions with this handle: the redeemer if one was named, else the
-    /// holder's uid.
-    pub(crate) fn is_redeemable_by(&self, uid: Uid) -> bool {
-        self.redeemer.unwrap_or_else(|| self.holder.uid()) == uid
+    /// Whether `peer` opens sessions with this handle: the redeemer's uid if one was named, else
+    /// the holder's; and the holder's own process, if it is bound to that.
+    pub(crate) fn is_redeemable_by(&self, peer: &Peer) -> bool {
+        self.redeemer.unwrap_or_else(|| self.holder.uid()) == peer.uid()
+            && (self.bind != Bind::Process || self.holder.same_process(peer))
     }
 
     /// Whether `uid` may know that this handle exists.
@@ -100,7 +108,10 @@ impl Handle {
 
     /// Whether it dies with its holder's process.
     pub(crate) fn is_bound(&self) -> bool {
-        self.bind == Bind::Lifetime
+        match self.bind {
+            Bind::None => false,
+            Bind::Lifetime | Bind::Process => true,
+        }
     }
 
     /// Moves the expiry to `ttl` from `now`, no further than `never_after`.

@@ -15,6 +15,14 @@ pub(crate) fn stopping() {
     tell(&[NotifyState::Stopping]);
 }
 
+/// The broker reads its configuration again; [`ready`] follows (systemd.service(5),
+/// Type=notify-reload).
+pub(crate) fn reloading() {
+    if let Ok(now) = NotifyState::monotonic_usec_now() {
+        tell(&[NotifyState::Reloading, now]);
+    }
+}
+
 fn tell(state: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(state) {
         debug!(%error, "the service manager could not be told");

@@ -174,6 +174,11 @@ impl Peer {
         self.inner.pidfd.as_ref().is_none_or(PidFd::is_alive)
     }
 
+    /// Whether both are the same process.
+    pub(crate) fn same_process(&self, other: &Self) -> bool {
+        self.id() == other.id()
+    }
+
     /// The same peer without its process: for what outlives the connection and must not keep a
     /// descriptor open for it.
     pub(crate) fn without_process(&self) -> Self {

@@ -17,7 +17,7 @@ mod rule;
 mod selector;
 
 /// All grants, and who can never have one.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub struct Policy {
     rules: Vec<Rule>,
     operators: Vec<Selector>,
@@ -114,6 +114,56 @@ impl Grant {
     #[must_use]
     pub fn rate_per_second(&self) -> Option<u32> {
         self.limits.rate_per_second
+    }
+}
+
+// PROVISIONAL
+#[derive(Clone, Debug)]
+pub(crate) struct Operator(Peer);
+impl Operator {
+    pub(crate) fn peer(&self) -> &Peer {
+        &self.0
+    }
+}
+#[derive(Clone, Debug)]
+pub(crate) struct Described {
+    pub(crate) uid: Uid,
+    pub(crate) gid: Option<crate::peer::Gid>,
+    pub(crate) groups: Vec<crate::peer::Gid>,
+    pub(crate) exe: Option<String>,
+    pub(crate) unit: Option<String>,
+}
+impl Described {
+    pub(crate) fn of(peer: &Peer) -> Self {
+        Self {
+            uid: peer.uid(),
+            gid: Some(peer.gid()),
+            groups: peer.groups().to_vec(),
+            exe: None,
+            unit: None,
+        }
+    }
+}
+#[derive(Clone, Debug)]
+pub(crate) struct Considered {
+    pub(crate) grant: String,
+    pub(crate) missing: Vec<String>,
+}
+#[derive(Clone, Debug)]
+pub(crate) struct Explanation {
+    pub(crate) allowed: Option<Grant>,
+    pub(crate) considered: Vec<Considered>,
+    pub(crate) advice: Vec<String>,
+}
+impl Policy {
+    pub(crate) fn operator(&self, peer: &Peer) -> Option<Operator> {
+        self.is_operator(peer).then(|| Operator(peer.clone()))
+    }
+    pub(crate) fn no_operator(&self, _: &Peer) -> Denial {
+        Denial { reason: DenyReason::NoGrant, nearest: None }
+    }
+    pub(crate) fn explain(&self, _: &Described, _: Action, _: &ConnectionName) -> Explanation {
+        Explanation { allowed: None, considered: vec![], advice: vec![] }
     }
 }
 

@@ -7,6 +7,7 @@
 
 use std::time::Duration;
 
+use credbroker_proto::v1::admin_service_server::AdminServiceServer;
 use credbroker_proto::v1::handle_service_server::HandleServiceServer;
 use hyper::server::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -20,12 +21,15 @@ use tonic_reflection::server::v1::{ServerReflection, ServerReflectionServer};
 use tonic_reflection::server::{Builder as Reflection, Error as ReflectionError};
 use tracing::{debug, error};
 
+use self::admin::Admin;
 use self::handles::Handles;
 use self::preface::Prefaced;
 use crate::core::Core;
 use crate::lobby::Lobby;
 use crate::peer::{Accepted, Accepting, Peer};
 
+mod admin;
+mod admin_convert;
 mod convert;
 mod handles;
 mod preface;
@@ -39,6 +43,8 @@ const MAX_CONNECTIONS: usize = 512;
 const MAX_STREAMS: u32 = 16;
 /// Longest message in either direction that a request is made of.
 const MAX_MESSAGE: usize = 64 * 1024;
+/// Longest answer to an operator: lists have at most 1000 entries.
+const MAX_LISTING: usize = 4 * 1024 * 1024;
 /// Longest header block.
 const MAX_HEADERS: u32 = 16 * 1024;
 /// A quiet peer is pinged this often.
@@ -48,8 +54,22 @@ const PONG_WITHIN: Duration = Duration::from_secs(10);
 /// For requests that are being answered when the broker shuts down.
 const FINISH_WITHIN: Duration = Duration::from_secs(5);
 
-/// Serves `broker.sock` until `core` drains.
-pub(crate) async fn serve<H: Health>(listener: Accepting, core: Core, health: HealthServer<H>) {
+/// Whom a socket is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Audience {
+    /// `broker.sock`, until the broker drains.
+    Workloads,
+    /// `admin.sock`, until it has drained: an operator may still look, and cut.
+    Operators,
+}
+
+/// Serves a socket until its time is over.
+pub(crate) async fn serve<H: Health>(
+    listener: Accepting,
+    audience: Audience,
+    core: Core,
+    health: HealthServer<H>,
+) {
     let lobby = Lobby::new(MAX_CONNECTIONS);
     let reflection = match reflection() {
         Ok(reflection) => reflection,
@@ -57,7 +77,7 @@ pub(crate) async fn serve<H: Health>(listener: Accepting, core: Core, health: He
     };
     loop {
         let accepted = tokio::select! {
-            () = core.draining() => return,
+            () = over(&core, audience) => return,
             accepted = listener.accept() => accepted,
         };
         let Accepted { stream, peer } = accepted;
@@ -65,7 +85,7 @@ pub(crate) async fn serve<H: Health>(listener: Accepting, core: Core, health: He
             debug!(uid = %peer.uid(), "closed a connection: too many are open");
             continue;
         };
-        let routes = routes(&core, &peer, health.clone(), reflection.clone());
+        let routes = routes(audience, &core, &peer, health.clone(), reflection.clone());
         let core = core.clone();
         core.clone().tasks().spawn(async move {
             let _place = place;
@@ -87,7 +107,7 @@ pub(crate) async fn serve<H: Health>(listener: Accepting, core: Core, health: He
             tokio::pin!(connection);
             let ended = tokio::select! {
                 ended = connection.as_mut() => ended,
-                () = core.draining() => {
+                () = over(&core, audience) => {
                     connection.as_mut().graceful_shutdown();
                     timeout(FINISH_WITHIN, connection.as_mut()).await.unwrap_or(Ok(()))
                 }
@@ -99,17 +119,34 @@ pub(crate) async fn serve<H: Health>(listener: Accepting, core: Core, health: He
     }
 }
 
+async fn over(core: &Core, audience: Audience) {
+    match audience {
+        Audience::Workloads => core.draining().await,
+        Audience::Operators => core.drained().await,
+    }
+}
+
 /// The services of one connection.
 fn routes<H: Health, R: ServerReflection>(
+    audience: Audience,
     core: &Core,
     peer: &Peer,
     health: HealthServer<H>,
     reflection: ServerReflectionServer<R>,
 ) -> Routes {
-    let handles = HandleServiceServer::new(Handles::new(core.clone(), peer.clone()))
-        .max_decoding_message_size(MAX_MESSAGE)
-        .max_encoding_message_size(2 * MAX_MESSAGE);
-    Routes::new(handles).add_service(health).add_service(reflection)
+    let routes = match audience {
+        Audience::Workloads => Routes::new(
+            HandleServiceServer::new(Handles::new(core.clone(), peer.clone()))
+                .max_decoding_message_size(MAX_MESSAGE)
+                .max_encoding_message_size(2 * MAX_MESSAGE),
+        ),
+        Audience::Operators => Routes::new(
+            AdminServiceServer::new(Admin::new(core.clone(), peer.clone()))
+                .max_decoding_message_size(MAX_MESSAGE)
+                .max_encoding_message_size(MAX_LISTING),
+        ),
+    };
+    routes.add_service(health).add_service(reflection)
 }
 
 fn reflection() -> Result<ServerReflectionServer<impl ServerReflection>, ReflectionError> {

@@ -11,21 +11,33 @@ use std::collections::HashMap;
 use std::fmt;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::SystemTime;
 
 use rustix::net::{Shutdown, shutdown};
 use tokio_util::sync::CancellationToken;
 
-use crate::connection::ConnectionName;
+use crate::connection::{AllowedDatabase, Connection, ConnectionName};
 use crate::handle::HandleId;
-use crate::peer::Uid;
+use crate::peer::{Peer, Uid};
 
 /// Names a session in logs and audit records: `ses_` and a number, unique for one start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct SessionId(u64);
 
+impl SessionId {
+    const PREFIX: &str = "ses_";
+
+    /// `None` when `text` is not a session's name.
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        let digits = text.strip_prefix(Self::PREFIX)?;
+        let canonical = digits.bytes().all(|byte| byte.is_ascii_digit());
+        digits.parse().ok().filter(|_| canonical).map(Self)
+    }
+}
+
 impl fmt::Display for SessionId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "ses_{}", self.0)
+        write!(f, "{}{}", Self::PREFIX, self.0)
     }
 }
 
@@ -46,8 +58,6 @@ pub(crate) enum CutReason {
     Rotated,
     /// An operator closed it.
     Closed,
-    /// It was bound to a process that exited.
-    PeerExited,
     /// The broker shuts down.
     Draining,
 }
@@ -63,7 +73,6 @@ impl CutReason {
             Self::Reloaded => "reloaded",
             Self::Rotated => "rotated",
             Self::Closed => "closed",
-            Self::PeerExited => "peer_exited",
             Self::Draining => "draining",
         }
     }
@@ -121,17 +130,55 @@ pub(crate) struct ClientKey {
 }
 
 /// Under what right a session is opened.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
+pub(crate) enum Right {
+    /// An ambient grant of the peer's own.
+    Ambient,
+    /// A handle, and the grant of its holder.
+    Handle {
+        id: HandleId,
+        /// Who got the handle. The right is theirs: it ends when they may no longer have it.
+        holder: Peer,
+        /// Whether it was issued for the peer by name.
+        redeemed: bool,
+        subject: String,
+    },
+}
+
+impl Right {
+    pub(crate) fn handle(&self) -> Option<HandleId> {
+        match self {
+            Self::Ambient => None,
+            Self::Handle { id, .. } => Some(*id),
+        }
+    }
+}
+
+/// Whose a session is, and what it is for: all that decides whether it may go on.
+#[derive(Clone, Debug)]
 pub(crate) struct Owner {
-    pub(crate) uid: Uid,
-    pub(crate) connection: ConnectionName,
-    /// Absent for ambient sessions.
-    pub(crate) handle: Option<HandleId>,
+    /// Who came in. Without its process: that the client has gone shows on its socket.
+    pub(crate) peer: Peer,
+    pub(crate) connection: Arc<Connection>,
+    pub(crate) database: AllowedDatabase,
+    pub(crate) right: Right,
+    /// Of the connection's credential; 0 for one that was registered with the handle.
+    pub(crate) credential_version: u64,
+}
+
+/// A session, described.
+#[derive(Clone, Debug)]
+pub(crate) struct SessionView {
+    pub(crate) id: SessionId,
+    pub(crate) owner: Owner,
+    pub(crate) since: SystemTime,
+    pub(crate) live: bool,
 }
 
 #[derive(Debug)]
 struct Entry {
     owner: Owner,
+    since: SystemTime,
     cut: Arc<Cut>,
     /// Present when live.
     key: Option<ClientKey>,
@@ -157,11 +204,12 @@ impl Registry {
         self.next += 1;
         let id = SessionId(self.next);
         let cut = Arc::new(Cut::default());
-        *self.by_owner.entry((owner.uid, owner.connection.clone())).or_default() += 1;
-        if let Some(handle) = owner.handle {
+        *self.by_owner.entry(place_of(&owner)).or_default() += 1;
+        if let Some(handle) = owner.right.handle() {
             *self.by_handle.entry(handle).or_default() += 1;
         }
-        self.sessions.insert(id, Entry { owner, cut: Arc::clone(&cut), key: None });
+        let since = SystemTime::now();
+        self.sessions.insert(id, Entry { owner, since, cut: Arc::clone(&cut), key: None });
         (id, cut)
     }
 
@@ -191,8 +239,8 @@ impl Registry {
         if let Some(key) = entry.key {
             self.by_key.remove(&key);
         }
-        uncount(&mut self.by_owner, &(entry.owner.uid, entry.owner.connection));
-        if let Some(handle) = entry.owner.handle {
+        uncount(&mut self.by_owner, &place_of(&entry.owner));
+        if let Some(handle) = entry.owner.right.handle() {
             uncount(&mut self.by_handle, &handle);
         }
         entry.cut.ended.cancel();
@@ -214,10 +262,34 @@ impl Registry {
             .collect()
     }
 
+    /// Marks one session; `None` when there is none of that name.
+    pub(crate) fn mark_one(
+        &mut self,
+        id: SessionId,
+        reason: CutReason,
+    ) -> Option<(Owner, Arc<Cut>)> {
+        let entry = self.sessions.get(&id)?;
+        entry.cut.mark(reason);
+        Some((entry.owner.clone(), Arc::clone(&entry.cut)))
+    }
+
+    /// All sessions that `which` picks, in no order.
+    pub(crate) fn views(&self, which: impl Fn(&Owner) -> bool) -> Vec<SessionView> {
+        let picked = self.sessions.iter().filter(|(_, entry)| which(&entry.owner));
+        picked
+            .map(|(id, entry)| SessionView {
+                id: *id,
+                owner: entry.owner.clone(),
+                since: entry.since,
+                live: entry.key.is_some(),
+            })
+            .collect()
+    }
+
     /// The live session of a key, if it is `uid`'s.
     pub(crate) fn by_key(&self, key: ClientKey, uid: Uid) -> Option<SessionId> {
         let id = self.by_key.get(&key)?;
-        self.sessions.get(id).filter(|entry| entry.owner.uid == uid).map(|_| *id)
+        self.sessions.get(id).filter(|entry| entry.owner.peer.uid() == uid).map(|_| *id)
     }
 
     /// Whether a key is in use.
@@ -228,6 +300,12 @@ impl Registry {
     /// Sessions of a uid on a connection, those being opened included.
     pub(crate) fn count(&self, uid: Uid, connection: &ConnectionName) -> usize {
         self.by_owner.get(&(uid, connection.clone())).copied().unwrap_or(0)
+    }
+
+    /// Sessions on a connection, those being opened included.
+    pub(crate) fn count_of_connection(&self, connection: &ConnectionName) -> usize {
+        let of_it = self.by_owner.iter().filter(|((_, name), _)| name == connection);
+        of_it.map(|(_, count)| count).sum()
     }
 
     /// Sessions of a handle, those being opened included.
@@ -242,6 +320,10 @@ impl Registry {
     pub(crate) fn len(&self) -> usize {
         self.sessions.len()
     }
+}
+
+fn place_of(owner: &Owner) -> (Uid, ConnectionName) {
+    (owner.peer.uid(), owner.connection.name.clone())
 }
 
 fn uncount<K: std::hash::Hash + Eq>(counts: &mut HashMap<K, usize>, key: &K) {
@@ -260,8 +342,16 @@ mod tests {
     const KEY: ClientKey = ClientKey { pid: 7, secret: [1, 2, 3, 4] };
 
     fn owner(uid: u32, handle: Option<HandleId>) -> Owner {
-        let connection = ConnectionName::parse("main_db").unwrap();
-        Owner { uid: Uid::from_raw(uid), connection, handle }
+        let peer = Peer::dangerous_for_test(uid, uid, &[]);
+        let connection = Arc::new(crate::connection::tests::connection("main_db"));
+        let database = connection.database(None).unwrap();
+        let right = match handle {
+            None => Right::Ambient,
+            Some(id) => {
+                Right::Handle { id, holder: peer.clone(), redeemed: false, subject: String::new() }
+            }
+        };
+        Owner { peer, connection, database, right, credential_version: 1 }
     }
 
     fn socket() -> OwnedFd {
@@ -273,7 +363,7 @@ mod tests {
         let mut registry = Registry::default();
         let handle = HandleId::random().unwrap();
         let (id, _) = registry.enter(owner(10, Some(handle)));
-        let cuts = registry.mark(CutReason::Revoked, |owner| owner.handle == Some(handle));
+        let cuts = registry.mark(CutReason::Revoked, |owner| owner.right.handle() == Some(handle));
         assert_eq!(cuts.len(), 1);
         assert_eq!(registry.commit(id, KEY, socket()), Err(CutMeanwhile(CutReason::Revoked)));
         assert_eq!(registry.by_key(KEY, Uid::from_raw(10)), None);
@@ -303,6 +393,16 @@ mod tests {
         registry.leave(id);
         assert_eq!(registry.by_key(KEY, Uid::from_raw(10)), None);
         assert!(registry.is_empty());
+    }
+
+    #[test]
+    fn names_come_back_and_others_do_not() {
+        let mut registry = Registry::default();
+        let (id, _) = registry.enter(owner(10, None));
+        assert_eq!(SessionId::parse(&id.to_string()), Some(id));
+        for bad in ["", "ses_", "ses_x", "ses_+1", "1", "ses_99999999999999999999"] {
+            assert_eq!(SessionId::parse(bad), None, "{bad}");
+        }
     }
 
     #[test]

@@ -1,13 +1,14 @@
-//! The signals that end the broker: the first asks it to drain, the second ends it at once.
+//! The signals: SIGTERM and SIGINT end the broker, the first by draining, the second at once;
+//! SIGHUP reads the configuration again.
 
 #![forbid(unsafe_code)]
 
 use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tracing::{info, warn};
+use tracing::info;
 
-/// SIGTERM and SIGINT.
+/// The signals that mean something.
 #[derive(Debug)]
 pub(crate) struct Signals {
     terminate: Signal,
@@ -25,15 +26,24 @@ impl Signals {
         })
     }
 
-    /// Returns at the next signal to end.
-    pub(crate) async fn end(&mut self) {
-        loop {
-            tokio::select! {
-                _ = self.terminate.recv() => break info!("SIGTERM"),
-                _ = self.interrupt.recv() => break info!("SIGINT"),
-                // A terminal that closes, or a habit from other daemons, must not end it.
-                _ = self.hangup.recv() => warn!("SIGHUP: this version cannot reload; restart it to read the configuration again"),
-            }
+    /// The next signal.
+    pub(crate) async fn next(&mut self) -> Asked {
+        tokio::select! {
+            _ = self.terminate.recv() => { info!("SIGTERM"); Asked::End }
+            _ = self.interrupt.recv() => { info!("SIGINT"); Asked::End }
+            _ = self.hangup.recv() => { info!("SIGHUP"); Asked::Reload }
         }
     }
+
+    /// Returns at the next signal to end. A reload that comes too late is not worth a word.
+    pub(crate) async fn end(&mut self) {
+        while self.next().await != Asked::End {}
+    }
+}
+
+/// What a signal asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Asked {
+    End,
+    Reload,
 }

@@ -193,6 +193,11 @@ fn split_username(text: &[u8]) -> Result<(String, usize), SourceFault> {
     Ok((username(name)?, colon + 1))
 }
 
+// PROVISIONAL
+pub(crate) fn is_username(text: &str) -> bool {
+    username(text.as_bytes()).is_ok()
+}
+
 fn username(bytes: &[u8]) -> Result<String, SourceFault> {
     let text = std::str::from_utf8(bytes).map_err(|_not_text| SourceFault::BadUsername)?;
     if text.is_empty() || text.len() > 63 || text.contains(['\0', '\n']) {

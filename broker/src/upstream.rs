@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
@@ -72,6 +73,15 @@ pub(crate) struct Remote {
 enum Address {
     Tcp(SocketAddr),
     Unix(PathBuf),
+}
+
+impl fmt::Display for Remote {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.address {
+            Address::Tcp(address) => address.fmt(f),
+            Address::Unix(path) => path.display().fmt(f),
+        }
+    }
 }
 
 /// The bytes of a link.

@@ -1,4 +1,4 @@
-//! The runtime directory: whose it is, who may enter, and that only one broker uses it.
+//! The directories of sockets: whose they are, who may enter, and that only one broker uses them.
 
 #![forbid(unsafe_code)]
 
@@ -15,6 +15,9 @@ use crate::peer::{Gid, SocketAccess, Uid};
 use crate::trusted::distrust;
 
 const LOCK: &str = ".lock";
+/// sun_path of unix(7), less the terminating NUL.
+const MAX_SOCKET_PATH: usize = 107;
+const GROUP_MAY_ENTER: u32 = 0o010;
 
 /// The directory is ours to bind in, until this is dropped.
 #[derive(Debug)]
@@ -26,14 +29,22 @@ pub(super) struct RuntimeDir {
 /// The directory cannot be used.
 #[derive(Debug, Error)]
 pub(super) enum RuntimeDirError {
-    #[error("{config}: broker.runtime_dir: {path} {why}", config = .config.display(), path = .path.display())]
-    Config { config: PathBuf, path: PathBuf, why: &'static str },
-    #[error("{config}: broker.runtime_dir: {path} {why}", config = .config.display(), path = .path.display())]
-    Untrusted { config: PathBuf, path: PathBuf, why: String },
-    #[error("{config}: broker.runtime_dir: another broker serves {path}: stop it, or give this one another directory", config = .config.display(), path = .path.display())]
-    InUse { config: PathBuf, path: PathBuf },
-    #[error("{config}: broker.runtime_dir: cannot prepare {path}: {source}; make its parent writable for uid {uid}, or choose another", config = .config.display(), path = .path.display(), uid = Uid::own())]
-    Io { config: PathBuf, path: PathBuf, source: io::Error },
+    #[error("{config}: {key}: {path} is too long: with the sockets' names a path must not exceed 107 bytes", config = .at.config.display(), key = .at.key, path = .at.path.display())]
+    TooLong { at: Place },
+    #[error("{config}: {key}: {path} {why}", config = .at.config.display(), key = .at.key, path = .at.path.display())]
+    Untrusted { at: Place, why: String },
+    #[error("{config}: {key}: another broker serves {path}: stop it, or give this one another directory", config = .at.config.display(), key = .at.key, path = .at.path.display())]
+    InUse { at: Place },
+    #[error("{config}: {key}: cannot prepare {path}: {source}; make its parent writable for uid {uid}, or choose another", config = .at.config.display(), key = .at.key, path = .at.path.display(), uid = Uid::own())]
+    Io { at: Place, source: io::Error },
+}
+
+/// A directory, and where it was named.
+#[derive(Clone, Debug)]
+pub(super) struct Place {
+    config: PathBuf,
+    key: &'static str,
+    path: PathBuf,
 }
 
 impl RuntimeDirError {
@@ -41,43 +52,53 @@ impl RuntimeDirError {
         match self {
             Self::Untrusted { .. } => true,
             Self::Io { source, .. } => source.kind() == io::ErrorKind::PermissionDenied,
-            Self::Config { .. } | Self::InUse { .. } => false,
+            Self::TooLong { .. } | Self::InUse { .. } => false,
         }
     }
 }
 
 impl RuntimeDir {
-    /// Makes or checks the directory and the door's below it, and takes the lock.
+    /// Makes or checks the workloads' directory and the door's below it, and takes the lock.
     pub(super) fn prepare(config: &Config) -> Result<Self, RuntimeDirError> {
-        let path = config.runtime_dir.clone();
-        let io = |path: &Path| {
-            let (config, path) = (config.file.clone(), path.to_owned());
-            move |source| RuntimeDirError::Io { config, path, source }
+        let place = |path: &Path| Place {
+            config: config.file.clone(),
+            key: "broker.runtime_dir",
+            path: path.to_owned(),
         };
-        if config.postgres_socket().as_os_str().len() > 107 {
-            let why = "is too long: with the sockets' names a path must not exceed 107 bytes";
-            return Err(RuntimeDirError::Config { config: config.file.clone(), path, why });
+        let path = &config.runtime_dir;
+        if config.postgres_socket().as_os_str().len() > MAX_SOCKET_PATH {
+            return Err(RuntimeDirError::TooLong { at: place(path) });
         }
-        let postgres = path.join(Config::POSTGRES_DOOR);
+        for dir in [path, &path.join(Config::POSTGRES_DOOR)] {
+            make_and_check(&place(dir))?;
+            open_to(&place(dir), config.socket_group)?;
+        }
         let access =
             if config.socket_group.is_some() { SocketAccess::Group } else { SocketAccess::Owner };
-        for dir in [&path, &postgres] {
-            make_dir(dir).map_err(io(dir))?;
-            check(dir, config)?;
-            // A directory that the service manager or another user made for us stays as it is.
-            if fs::symlink_metadata(dir).map_err(io(dir))?.uid() == Uid::own().as_raw() {
-                open_to(dir, config.socket_group).map_err(io(dir))?;
-            }
+        Ok(Self { access, _lock: lock(&place(path))? })
+    }
+
+    /// The same for the operators' directory. One that somebody made for a group of operators
+    /// stays as it is, and its sockets are that group's too.
+    pub(super) fn prepare_admin(config: &Config) -> Result<Self, RuntimeDirError> {
+        let place = Place {
+            config: config.file.clone(),
+            key: "broker.admin_dir",
+            path: config.admin_dir.clone(),
+        };
+        if config.admin_packet_socket().as_os_str().len() > MAX_SOCKET_PATH {
+            return Err(RuntimeDirError::TooLong { at: place });
         }
-        let lock = lock(&path.join(LOCK)).map_err(|source| {
-            let (config, path) = (config.file.clone(), path.clone());
-            if source.kind() == io::ErrorKind::WouldBlock {
-                RuntimeDirError::InUse { config, path }
-            } else {
-                RuntimeDirError::Io { config, path, source }
-            }
-        })?;
-        Ok(Self { access, _lock: lock })
+        make_and_check(&place)?;
+        open_to(&place, None)?;
+        let metadata = fs::symlink_metadata(&place.path)
+            .map_err(|source| RuntimeDirError::Io { at: place.clone(), source })?;
+        let access = if metadata.mode() & GROUP_MAY_ENTER == 0 {
+            SocketAccess::Owner
+        } else {
+            SocketAccess::Group
+        };
+        Ok(Self { access, _lock: lock(&place)? })
     }
 
     pub(super) fn access(&self) -> SocketAccess {
@@ -86,15 +107,11 @@ impl RuntimeDir {
 }
 
 /// Whoever could write in the directory could replace a socket by one of their own.
-fn check(dir: &Path, config: &Config) -> Result<(), RuntimeDirError> {
-    let untrusted = |why: String| RuntimeDirError::Untrusted {
-        config: config.file.clone(),
-        path: dir.to_owned(),
-        why,
-    };
-    let io =
-        |source| RuntimeDirError::Io { config: config.file.clone(), path: dir.to_owned(), source };
-    let metadata = fs::symlink_metadata(dir).map_err(io)?;
+fn make_and_check(at: &Place) -> Result<(), RuntimeDirError> {
+    let io = |source| RuntimeDirError::Io { at: at.clone(), source };
+    make_dir(&at.path).map_err(io)?;
+    let metadata = fs::symlink_metadata(&at.path).map_err(io)?;
+    let untrusted = |why: String| RuntimeDirError::Untrusted { at: at.clone(), why };
     if !metadata.is_dir() {
         return Err(untrusted("is not a directory: remove it".into()));
     }
@@ -105,11 +122,18 @@ fn check(dir: &Path, config: &Config) -> Result<(), RuntimeDirError> {
 }
 
 /// Mode 2750 and the group, so that sockets bound in it get that group; without one 0700.
-fn open_to(dir: &Path, group: Option<Gid>) -> io::Result<()> {
-    match group {
+///
+/// A directory that the service manager or another user made for us stays as it is.
+fn open_to(at: &Place, group: Option<Gid>) -> Result<(), RuntimeDirError> {
+    let io = |source| RuntimeDirError::Io { at: at.clone(), source };
+    let dir = at.path.as_path();
+    if fs::symlink_metadata(dir).map_err(io)?.uid() != Uid::own().as_raw() {
+        return Ok(());
+    }
+    let opened = match group {
         None => fs::set_permissions(dir, Permissions::from_mode(0o700)),
         Some(gid) => {
-            chown(dir, None, Some(gid.as_raw())).map_err(|error| {
+            let given = chown(dir, None, Some(gid.as_raw())).map_err(|error| {
                 if error.kind() != io::ErrorKind::PermissionDenied {
                     return error;
                 }
@@ -117,14 +141,25 @@ fn open_to(dir: &Path, group: Option<Gid>) -> io::Result<()> {
                     "broker.socket_group is {gid}, and the broker is not a member of it: add it (SupplementaryGroups=)"
                 );
                 io::Error::new(error.kind(), why)
-            })?;
-            fs::set_permissions(dir, Permissions::from_mode(0o2750))
+            });
+            given.and_then(|()| fs::set_permissions(dir, Permissions::from_mode(0o2750)))
         }
-    }
+    };
+    opened.map_err(io)
 }
 
 /// The lock that lets this broker take over stale sockets: nobody else is serving them.
-fn lock(path: &Path) -> io::Result<File> {
+fn lock(at: &Place) -> Result<File, RuntimeDirError> {
+    try_lock(&at.path.join(LOCK)).map_err(|source| {
+        if source.kind() == io::ErrorKind::WouldBlock {
+            RuntimeDirError::InUse { at: at.clone() }
+        } else {
+            RuntimeDirError::Io { at: at.clone(), source }
+        }
+    })
+}
+
+fn try_lock(path: &Path) -> io::Result<File> {
     let flags = i32::try_from((OFlags::NOFOLLOW | OFlags::CLOEXEC).bits()).unwrap_or_default();
     let file = OpenOptions::new()
         .write(true)

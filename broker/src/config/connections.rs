@@ -70,7 +70,17 @@ fn connection(
     let tls = tls(raw.tls, &host, &at.below("tls"))?;
     let source = source(raw.secret, raw.credentials_env, raw.username, at)?;
     let replication = raw.replication;
-    let connection = Connection { name, host, database, databases, tls, startup, replication };
+    let connection = Connection {
+        name,
+        host,
+        database,
+        databases,
+        tls,
+        startup,
+        replication,
+        takes_registrations: false,
+        rotation_grace: std::time::Duration::from_secs(300),
+    };
     Ok(ConfiguredConnection { connection: Arc::new(connection), source })
 }
 
@@ -107,10 +117,10 @@ fn tls(given: Option<raw::Tls>, host: &Host, at: &At<'_>) -> Result<Tls, ConfigE
         }
         (None | Some("verify-full"), Host::Tcp { host, .. }) => {
             let file_at = at.below("ca_file");
-            let config = tls::client_config(given.ca_file.as_deref())
+            let (config, roots) = tls::client_config(given.ca_file.as_deref())
                 .map_err(|why| file_at.wrong(why.to_string()))?;
             let name = tls::server_name(host).map_err(|why| at.wrong(why.to_string()))?;
-            Ok(Tls::VerifyFull { config, name, ca_file: given.ca_file })
+            Ok(Tls::VerifyFull { config, name, ca_file: given.ca_file, roots })
         }
         (Some(other), Host::Tcp { .. }) => Err(at
             .below("mode")

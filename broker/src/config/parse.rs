@@ -138,10 +138,21 @@ pub(super) fn config(raw: Raw, places: &Places) -> Result<Config, ConfigError> {
         }
     }
 
+    let runtime_dir =
+        at("broker.runtime_dir").absolute(raw.broker.runtime_dir, &places.runtime_dir)?;
+    let mut admin_dir = runtime_dir.clone().into_os_string();
+    admin_dir.push(credbroker_proto::ADMIN_DIR_SUFFIX);
+    let admin_dir = at("broker.admin_dir").absolute(raw.broker.admin_dir, Path::new(&admin_dir))?;
+    if admin_dir.starts_with(&runtime_dir) {
+        return Err(at("broker.admin_dir").wrong(
+            "lies in broker.runtime_dir, which workloads can see: give it a directory of its own",
+        ));
+    }
+
     Ok(Config {
         file: path.to_owned(),
-        runtime_dir: at("broker.runtime_dir")
-            .absolute(raw.broker.runtime_dir, &places.runtime_dir)?,
+        runtime_dir,
+        admin_dir,
         state_dir,
         socket_group: raw
             .broker

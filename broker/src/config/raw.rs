@@ -28,6 +28,7 @@ pub(super) struct Raw {
 #[serde(default, deny_unknown_fields)]
 pub(super) struct Broker {
     pub(super) runtime_dir: Option<PathBuf>,
+    pub(super) admin_dir: Option<PathBuf>,
     pub(super) state_dir: Option<PathBuf>,
     pub(super) socket_group: Option<NameOrId>,
     pub(super) operators: Option<Vec<Selector>>,

@@ -35,6 +35,7 @@ pub(super) fn toml(config: &Config) -> String {
 fn broker(config: &Config) -> Table {
     let mut table = Table::new();
     table.insert("runtime_dir".into(), config.runtime_dir.display().to_string().into());
+    table.insert("admin_dir".into(), config.admin_dir.display().to_string().into());
     table.insert("state_dir".into(), config.state_dir.display().to_string().into());
     if let Some(gid) = config.socket_group {
         table.insert("socket_group".into(), number(gid.as_raw()));

@@ -8,10 +8,12 @@ use std::time::{Duration, Instant};
 
 use tracing::{info, warn};
 
+use super::state::Taken;
+use super::watching::HandleEnd;
 use super::{Core, Refusal, Why};
 use crate::audit::{Event, Outcome, Record};
 use crate::connection::ConnectionName;
-use crate::handle::{ExpiryQueue, Handle, HandleId, REMEMBERED, Standing};
+use crate::handle::{ExpiryQueue, HandleId, REMEMBERED, Standing};
 use crate::peer::{Peer, PeerId, Watch};
 use crate::session::{Cut, CutReason};
 
@@ -54,22 +56,39 @@ impl Core {
                     return None;
                 }
             }
-            let handle = state.handles.expire(id)?;
-            let (connection, holder) = (Arc::clone(&handle.connection), handle.holder.clone());
-            (
-                connection,
-                holder,
-                state.sessions.mark(CutReason::Expired, |owner| owner.handle == Some(id)),
-            )
+            state.expire(id)?
         };
         cuts.iter().for_each(|cut| cut.fire());
         let record = Record::new(Event::HandleExpired, Outcome::Done)
             .peer(&holder)
-            .connection(&connection.name)
+            .connection(&connection)
             .handle(id)
             .detail("sessions_cut", cuts.len());
         self.shared.audit.always(&record);
         Some(now + REMEMBERED)
+    }
+
+    /// Carries out what was taken away under the lock: cuts, then records, then waits until the
+    /// sessions are dead. `by` is who took it, if it was not the broker itself.
+    pub(super) async fn carry_out(&self, by: Option<&Peer>, reason: CutReason, taken: Taken) {
+        let Taken { handles, cuts } = taken;
+        cuts.iter().for_each(|cut| cut.fire());
+        for handle in &handles {
+            self.shared.expiry.forget(handle.id);
+            let mut record = Record::new(Event::HandleRevoked, Outcome::Done)
+                .peer(by.unwrap_or(&handle.holder))
+                .reason(reason)
+                .connection(&handle.connection)
+                .handle(handle.id)
+                .subject(&handle.subject);
+            if let [_one] = handles.as_slice() {
+                record = record.detail("sessions_cut", cuts.len());
+            }
+            self.shared.audit.always(&record);
+        }
+        // What a handle brought with it is wiped here, with its last reference.
+        drop(handles);
+        self.wait_until_dead(cuts).await;
     }
 
     /// Sees to it that a peer's bound handles end when its process exits.
@@ -81,7 +100,7 @@ impl Core {
         match peer.watch() {
             Watch::Already => Ok(()),
             Watch::Impossible => {
-                Err(self.refuse(peer, Some(connection), Why::LimitReached("watched processes")))
+                Err(self.refuse(peer, Some(connection), Why::limit("watched processes")))
             }
             Watch::Begin(exit) => {
                 let (core, id) = (self.clone(), peer.id());
@@ -99,29 +118,16 @@ impl Core {
     }
 
     pub(super) fn holder_exited(&self, peer: PeerId) {
-        let (handles, cuts) = {
-            let mut state = self.state();
-            let bound: Vec<HandleId> = state
-                .handles
-                .held_by(peer)
-                .filter(|handle| handle.is_bound())
-                .map(|handle| handle.id)
-                .collect();
-            let handles: Vec<Handle> =
-                bound.iter().filter_map(|id| state.handles.remove(*id)).collect();
-            let ours = |handle: Option<HandleId>| handle.is_some_and(|id| bound.contains(&id));
-            (handles, state.sessions.mark(CutReason::HolderExited, |owner| ours(owner.handle)))
-        };
-        cuts.iter().for_each(|cut| cut.fire());
-        for handle in handles {
-            self.shared.expiry.forget(handle.id);
-            let record = Record::new(Event::HandleRevoked, Outcome::Done)
-                .peer(&handle.holder)
-                .reason(CutReason::HolderExited)
-                .connection(&handle.connection.name)
-                .handle(handle.id);
-            self.shared.audit.always(&record);
+        let taken = self.state().process_exited(peer);
+        if taken.handles.is_empty() {
+            return;
         }
+        // Fired at once; who waits for the rest is nobody.
+        taken.cuts.iter().for_each(|cut| cut.fire());
+        let core = self.clone();
+        self.shared.tasks.spawn(async move {
+            core.carry_out(None, CutReason::HolderExited, taken).await;
+        });
     }
 
     /// Returns when the cut sessions are gone, or it has taken too long to say so.
@@ -141,6 +147,7 @@ impl Core {
     /// are cut.
     pub(crate) async fn drain(&self, deadline: Duration) {
         self.shared.draining.cancel();
+        self.state().watchers.end_all(HandleEnd(CutReason::Draining));
         let finished = async {
             loop {
                 let freed = self.shared.freed.notified();

@@ -2,7 +2,6 @@
 
 #![forbid(unsafe_code)]
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::{Core, HandleView, Refusal, Verb, Why};
@@ -31,19 +30,23 @@ impl Core {
         ttl: Option<Duration>,
     ) -> Result<HandleView, Refusal> {
         let holder = |handle: &Handle| handle.holder.uid() == peer.uid();
-        let (id, connection, before) = self.look_up(peer, token, holder, |handle| {
-            (handle.id, Arc::clone(&handle.connection), handle.ttl)
+        let (id, connection, before, action) = self.look_up(peer, token, holder, |handle| {
+            let action = match handle.registered {
+                Some(_) => Action::Register,
+                None => Action::Issue,
+            };
+            (handle.id, handle.connection.clone(), handle.ttl, action)
         })?;
-        let grant = self.grant(peer, Action::Issue, &connection.name)?;
-        self.check_alive(peer, &connection.name)?;
-        self.check_open_for_business(peer, &connection.name)?;
+        let grant = self.grant(peer, action, &connection)?;
+        self.check_open_for_business(peer, &connection)?;
         self.check_rate(peer, &grant, Verb::Renew)?;
+        self.check_alive(peer, &connection)?;
         if ttl.is_some_and(|ttl| ttl < SHORTEST_LIFE) {
             let why = Why::InvalidRequest { field: "ttl", must: "be at least a second" };
-            return Err(self.refuse(peer, Some(&connection.name), why));
+            return Err(self.refuse(peer, Some(&connection), why));
         }
         let longest =
-            grant.max_ttl().unwrap_or(Duration::MAX).min(self.shared.handle_limits.max_ttl);
+            grant.max_ttl().unwrap_or(Duration::MAX).min(self.settings().handle_limits.max_ttl);
         let ttl = ttl.unwrap_or(before).min(longest);
 
         let record = Record::new(Event::HandleRenewed, Outcome::Allowed)
@@ -52,9 +55,8 @@ impl Core {
             .handle(id)
             .detail("ttl_seconds", ttl.as_secs());
         let audited = self.shared.audit.before(&record, ttl).await;
-        let ttl = audited.map_err(|_unavailable| {
-            self.refuse(peer, Some(&connection.name), Why::AuditUnavailable)
-        })?;
+        let ttl = audited
+            .map_err(|unavailable| self.refuse_unaudited(peer, Some(&connection), unavailable))?;
 
         let renewed = {
             let mut state = self.state();
@@ -65,15 +67,18 @@ impl Core {
                 Ok(handle.expires)
             });
             // It may have been revoked or have expired since it was looked up.
-            found.map(|expires| (expires, state.view(id)))
+            found.map(|expires| {
+                state.watchers.renewed(id);
+                (expires, state.view(id))
+            })
         };
         match renewed {
             Ok((expires, Some(view))) => {
                 self.shared.expiry.wake(id, expires);
                 Ok(view)
             }
-            Ok((_, None)) => Err(self.refuse(peer, Some(&connection.name), Why::HandleInvalid)),
-            Err(fault) => Err(self.refuse(peer, Some(&connection.name), fault.into())),
+            Ok((_, None)) => Err(self.refuse(peer, Some(&connection), Why::HandleInvalid)),
+            Err(fault) => Err(self.refuse(peer, Some(&connection), fault.into())),
         }
     }
 
@@ -91,11 +96,11 @@ impl Core {
 
     /// Ends a handle and all its sessions; returns when they are dead. Gives how many there were.
     pub(crate) async fn revoke(&self, peer: &Peer, named: Named) -> Result<usize, Refusal> {
-        let operator = self.shared.policy.is_operator(peer);
+        let operator = self.settings().policy.is_operator(peer);
         let may = |handle: &Handle| {
             handle.standing == Standing::Live && (operator || handle.concerns(peer.uid()))
         };
-        let removed = {
+        let taken = {
             let mut state = self.state();
             let id = match named {
                 Named::Id(id) => id,
@@ -104,28 +109,13 @@ impl Core {
                     .map(|handle| handle.id),
             };
             let id = id.filter(|id| state.handles.get(*id).is_some_and(may));
-            id.and_then(|id| state.handles.remove(id)).map(|handle| {
-                // Under the same lock: a session that is being opened now will fail to commit.
-                let cuts = state
-                    .sessions
-                    .mark(CutReason::Revoked, |owner| owner.handle == Some(handle.id));
-                (handle, cuts)
-            })
+            id.map(|id| state.revoke_each(CutReason::Revoked, &[id]))
         };
-        let Some((handle, cuts)) = removed else {
+        let Some(taken) = taken else {
             return Err(self.refuse(peer, None, Why::HandleInvalid));
         };
-        self.shared.expiry.forget(handle.id);
-        cuts.iter().for_each(|cut| cut.fire());
-        let record = Record::new(Event::HandleRevoked, Outcome::Done)
-            .peer(peer)
-            .connection(&handle.connection.name)
-            .handle(handle.id)
-            .subject(&handle.subject)
-            .detail("sessions_cut", cuts.len());
-        self.shared.audit.always(&record);
-        let count = cuts.len();
-        self.wait_until_dead(cuts).await;
+        let count = taken.cuts.len();
+        self.carry_out(Some(peer), CutReason::Revoked, taken).await;
         Ok(count)
     }
 
@@ -147,7 +137,7 @@ impl Core {
     }
 
     /// Picks something from the live handle of a token, for who may know of it.
-    fn look_up<R>(
+    pub(super) fn look_up<R>(
         &self,
         peer: &Peer,
         token: Option<TokenHash>,

@@ -4,7 +4,7 @@
 #![forbid(unsafe_code)]
 
 use std::collections::HashMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::connection::ConnectionName;
 use crate::peer::Uid;
@@ -18,6 +18,8 @@ pub(crate) enum Verb {
     Issue,
     Renew,
     Open,
+    Register,
+    Reveal,
 }
 
 #[derive(Debug, Default)]
@@ -45,8 +47,8 @@ impl Bucket {
 }
 
 impl Rates {
-    /// Whether one more request fits. Only peers with a grant get here, so configuration bounds
-    /// the number of buckets.
+    /// Takes one more request, or says after what time it would fit. Only peers with a grant get
+    /// here, so configuration bounds the number of buckets.
     pub(super) fn take(
         &mut self,
         uid: Uid,
@@ -54,7 +56,7 @@ impl Rates {
         verb: Verb,
         rate: u32,
         now: Instant,
-    ) -> bool {
+    ) -> Result<(), Duration> {
         if self.buckets.len() >= SWEEP_AT {
             self.buckets.retain(|_, bucket| {
                 bucket.fill(now);
@@ -66,10 +68,11 @@ impl Rates {
         bucket.rate = rate;
         bucket.fill(now);
         if bucket.tokens < 1.0 {
-            return false;
+            let missing = (1.0 - bucket.tokens) / f64::from(rate.max(1));
+            return Err(Duration::from_secs_f64(missing));
         }
         bucket.tokens -= 1.0;
-        true
+        Ok(())
     }
 }
 
@@ -83,10 +86,14 @@ mod tests {
     fn a_burst_then_the_rate() {
         let (mut rates, start) = (Rates::default(), Instant::now());
         let name = ConnectionName::parse("main_db").unwrap();
-        let mut take = |uid, at| rates.take(Uid::from_raw(uid), &name, Verb::Issue, 10, at);
+        let mut refill = |uid, at| rates.take(Uid::from_raw(uid), &name, Verb::Issue, 10, at);
+        let mut take = |uid, at| refill(uid, at).is_ok();
         assert_eq!((0..100).filter(|_| take(1, start)).count(), 20);
         assert!(take(2, start), "another uid has its own");
         let later = start + Duration::from_millis(500);
         assert_eq!((0..100).filter(|_| take(1, later)).count(), 5);
+        let retry = refill(1, later).unwrap_err();
+        assert!(retry <= Duration::from_millis(100), "{retry:?}");
+        assert!(refill(1, later + retry + Duration::from_millis(1)).is_ok());
     }
 }

@@ -152,7 +152,6 @@ impl Opening {
             CutReason::Suspended => Why::Suspended,
             CutReason::Reloaded | CutReason::Closed => Why::AccessDenied,
             CutReason::Rotated => Why::UpstreamRefused(self.connection().name.clone()),
-            CutReason::PeerExited => Why::PeerExited,
             CutReason::Draining => Why::Draining,
         };
         self.fail(reason.name(), why)
@@ -224,18 +223,6 @@ impl Entered {
             outcome: Outcome::Failed,
             recorded: false,
         }
-    }
-
-    pub(super) fn id(&self) -> SessionId {
-        self.id
-    }
-
-    pub(super) fn connection(&self) -> &Arc<Connection> {
-        &self.connection
-    }
-
-    pub(super) fn handle(&self) -> Option<HandleId> {
-        self.handle
     }
 
     fn record_end(&self) {

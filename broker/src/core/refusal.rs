@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use tracing::info;
 
-use super::Core;
-use crate::audit::{Event, Outcome, Record, Seq};
+use super::{Asked, Core};
+use crate::audit::{AuditUnavailable, Event, Outcome, Record, Seq};
 use crate::connection::ConnectionName;
 use crate::peer::Peer;
 use crate::policy::Denial;
@@ -25,8 +25,8 @@ pub(crate) enum Why {
     HandleInvalid,
     /// The caller's own handle has expired.
     HandleExpired,
-    /// Too many of something.
-    LimitReached(&'static str),
+    /// Too many of something, and when there may be room again.
+    LimitReached { what: &'static str, retry: Duration },
     /// An operator has suspended the connection; told to peers with a grant only.
     Suspended,
     /// The broker is shutting down.
@@ -35,6 +35,8 @@ pub(crate) enum Why {
     UpstreamUnreachable,
     /// The database refused the credential of this connection.
     UpstreamRefused(ConnectionName),
+    /// There is nothing to log in with.
+    NoCredential(ConnectionName),
     /// The database did not prove who it is.
     UpstreamUntrusted,
     /// The audit log cannot be written.
@@ -50,6 +52,11 @@ pub(crate) enum Why {
 }
 
 impl Why {
+    /// A limit under which there may be room again at any time.
+    pub(crate) const fn limit(what: &'static str) -> Self {
+        Self::LimitReached { what, retry: Duration::from_secs(1) }
+    }
+
     /// The reason as it stands in audit records and on the wire.
     pub(crate) fn name(&self) -> &'static str {
         match self {
@@ -57,11 +64,11 @@ impl Why {
             Self::InvalidRequest { .. } => "INVALID_REQUEST",
             Self::HandleInvalid => "HANDLE_INVALID",
             Self::HandleExpired => "HANDLE_EXPIRED",
-            Self::LimitReached(_) => "LIMIT_REACHED",
+            Self::LimitReached { .. } => "LIMIT_REACHED",
             Self::Suspended => "SUSPENDED",
             Self::Draining => "DRAINING",
             Self::UpstreamUnreachable => "UPSTREAM_UNREACHABLE",
-            Self::UpstreamRefused(_) => "UPSTREAM_REFUSED",
+            Self::UpstreamRefused(_) | Self::NoCredential(_) => "UPSTREAM_REFUSED",
             Self::UpstreamUntrusted => "UPSTREAM_UNTRUSTED",
             Self::AuditUnavailable => "AUDIT_UNAVAILABLE",
             Self::HandoffUnsupported => "HANDOFF_UNSUPPORTED",
@@ -77,7 +84,7 @@ impl Why {
             Self::InvalidRequest { field, must } => format!("{field} must {must}").into(),
             Self::HandleInvalid => "the handle is not valid: ask for a new one".into(),
             Self::HandleExpired => "the handle has expired: ask for a new one".into(),
-            Self::LimitReached(what) => {
+            Self::LimitReached { what, .. } => {
                 format!("the limit on {what} is reached: try again later").into()
             }
             Self::Suspended => "the connection is suspended by an operator".into(),
@@ -85,6 +92,9 @@ impl Why {
             Self::UpstreamUnreachable => "the database cannot be reached".into(),
             Self::UpstreamRefused(name) => {
                 format!("the database refused the broker's credential for {name}").into()
+            }
+            Self::NoCredential(name) => {
+                format!("the broker has no credential for {name}: an operator must put one").into()
             }
             Self::UpstreamUntrusted => {
                 "the database did not prove who it is, so nothing was sent to it".into()
@@ -103,9 +113,8 @@ impl Why {
     /// When it makes sense to try again.
     pub(crate) fn retry_after(&self) -> Option<Duration> {
         match self {
-            Self::LimitReached(_) | Self::UpstreamUnreachable | Self::AuditUnavailable => {
-                Some(Duration::from_secs(1))
-            }
+            Self::LimitReached { retry, .. } => Some(*retry),
+            Self::UpstreamUnreachable | Self::AuditUnavailable => Some(Duration::from_secs(1)),
             Self::Draining => Some(Duration::from_secs(5)),
             Self::AccessDenied
             | Self::PeerExited
@@ -113,6 +122,7 @@ impl Why {
             | Self::HandleInvalid
             | Self::HandleExpired
             | Self::UpstreamRefused(_)
+            | Self::NoCredential(_)
             | Self::UpstreamUntrusted
             | Self::Suspended
             | Self::HandoffUnsupported
@@ -148,19 +158,14 @@ impl Refusal {
 
 impl Core {
     /// A denial by policy. The log gets the reason and the nearest grant, the caller neither.
-    pub(super) fn deny(
-        &self,
-        peer: &Peer,
-        connection: Option<&ConnectionName>,
-        denial: &Denial,
-    ) -> Refusal {
+    pub(super) fn deny(&self, peer: &Peer, asked: Asked, denial: &Denial) -> Refusal {
         let mut record =
             Record::new(Event::AccessDenied, Outcome::Denied).peer(peer).reason(denial.reason);
-        if let Some(connection) = connection {
+        if let Some(connection) = &asked.connection {
             record = record.connection(connection);
         }
-        let reference = self.shared.audit.always(&record);
-        let connection = connection.map_or("-", ConnectionName::as_str);
+        let reference = self.shared.audit.denied(peer.uid(), &record);
+        let connection = asked.connection.as_ref().map_or("-", ConnectionName::as_str);
         let nearest = denial.nearest.as_deref().unwrap_or("-");
         info!(
             "denied ref={reference} uid={} gid={} connection={connection} reason={} nearest={nearest}",
@@ -168,7 +173,18 @@ impl Core {
             peer.gid(),
             denial.reason
         );
+        self.shared.refusals.remember(reference, peer, asked, &denial.reason.to_string());
         Refusal { why: Why::AccessDenied, reference }
+    }
+
+    /// A grant that could not be written down. Its record's number is the refusal's.
+    pub(super) fn refuse_unaudited(
+        &self,
+        peer: &Peer,
+        connection: Option<&ConnectionName>,
+        _: AuditUnavailable,
+    ) -> Refusal {
+        self.refuse(peer, connection, Why::AuditUnavailable)
     }
 
     /// A refusal for any other reason.
@@ -183,11 +199,13 @@ impl Core {
         if let Some(connection) = connection {
             record = record.connection(connection);
         }
-        let reference = self.shared.audit.always(&record);
+        let reference = self.shared.audit.denied(peer.uid(), &record);
+        let asked = Asked { action: None, connection: connection.cloned() };
+        self.shared.refusals.remember(reference, peer, asked, why.name());
         let connection = connection.map_or("-", ConnectionName::as_str);
         let detail = match &why {
             Why::InvalidRequest { field, .. } => field,
-            Why::LimitReached(what) | Why::Unsupported(what) | Why::Internal(what) => what,
+            Why::LimitReached { what, .. } | Why::Unsupported(what) | Why::Internal(what) => what,
             Why::PeerExited => "the peer has exited",
             Why::AccessDenied
             | Why::HandleInvalid
@@ -197,6 +215,7 @@ impl Core {
             | Why::HandoffUnsupported
             | Why::UpstreamUnreachable
             | Why::UpstreamRefused(_)
+            | Why::NoCredential(_)
             | Why::UpstreamUntrusted
             | Why::AuditUnavailable => "-",
         };

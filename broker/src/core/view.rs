@@ -5,17 +5,18 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use super::{Core, State};
-use crate::connection::Connection;
+use super::state::State;
+use super::{Asked, Core, Refusal};
+use crate::connection::{Connection, ConnectionName, Destination};
 use crate::handle::{Bind, Handle, HandleId};
 use crate::peer::{Peer, Uid};
-use crate::policy::Actions;
+use crate::policy::{Action, Actions};
 
 /// A handle, described. Never the token: the table has none.
 #[derive(Clone, Debug)]
 pub(crate) struct HandleView {
     pub(crate) id: HandleId,
-    pub(crate) connection: Arc<Connection>,
+    pub(crate) connection: ConnectionName,
     pub(crate) holder: Uid,
     pub(crate) redeemer: Option<Uid>,
     pub(crate) issued: SystemTime,
@@ -44,7 +45,7 @@ impl State {
     pub(super) fn view_of(&self, handle: &Handle) -> HandleView {
         HandleView {
             id: handle.id,
-            connection: Arc::clone(&handle.connection),
+            connection: handle.connection.clone(),
             holder: handle.holder.uid(),
             redeemer: handle.redeemer,
             issued: handle.issued_at,
@@ -62,9 +63,10 @@ impl State {
 impl Core {
     /// The connections on which `peer` may do anything, by name.
     pub(crate) fn connections_of(&self, peer: &Peer) -> Vec<Viewed> {
-        let all = self.shared.connections.values();
+        let settings = self.settings();
+        let all = settings.connections.values();
         let seen = all.filter_map(|connection| {
-            let actions = self.shared.policy.actions(peer, &connection.name);
+            let actions = settings.policy.actions(peer, &connection.name);
             let has_credential = self.shared.credentials.of(&connection.name).is_some();
             (!actions.is_empty()).then(|| Viewed {
                 connection: Arc::clone(connection),
@@ -73,6 +75,28 @@ impl Core {
             })
         });
         seen.collect()
+    }
+
+    /// The name of a peer's connection to a destination. What is not there, and what the peer may
+    /// not use, get the same answer.
+    pub(crate) fn resolve(
+        &self,
+        peer: &Peer,
+        destination: &Destination<'_>,
+    ) -> Result<ConnectionName, Refusal> {
+        let settings = self.settings();
+        let usable = |name: &ConnectionName| !settings.policy.actions(peer, name).is_empty();
+        let found = settings
+            .connections
+            .values()
+            .find(|connection| connection.is_at(destination) && usable(&connection.name));
+        match found {
+            Some(connection) => Ok(connection.name.clone()),
+            None => {
+                let denial = settings.policy.unknown_connection(peer);
+                Err(self.deny(peer, Asked::unknown(Action::List), &denial))
+            }
+        }
     }
 
     /// What a peer should know about its own isolation.

@@ -150,7 +150,7 @@ async fn open<P: Protocol>(
         return Err(core.refuse(peer, Some(&admission.connection.name), why));
     }
     let token = match &admission.asks {
-        Admitted::Ambient(_) => None,
+        Admitted::Ambient => None,
         Admitted::WithHandle => match client.ask_token().await {
             Ok(token) => token,
             Err(_gone) => return Ok(None),

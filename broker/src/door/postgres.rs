@@ -11,7 +11,7 @@ use tracing::debug;
 use self::backend::Authenticated;
 use self::codec::Frames;
 use self::frontend::{Opened, greet};
-use self::stop::{Server, Stopped};
+use self::stop::{Server, Stopped, Terminator};
 use crate::core::{Closing, Core};
 use crate::door::login::login;
 use crate::door::relay::{End, Watcher, relay};
@@ -21,12 +21,15 @@ use crate::peer::{Accepted, Accepting, Peer};
 mod backend;
 mod cancel;
 mod codec;
+mod fault;
 mod frontend;
 mod scram;
 mod sqlstate;
 mod stop;
+mod validate;
 
 pub(crate) use self::cancel::Cancels;
+pub(crate) use self::validate::{Validated, validate};
 
 /// For a client to say what it wants, and again to give its token.
 const STARTUP_WITHIN: Duration = Duration::from_secs(5);
@@ -37,6 +40,7 @@ const MAX_LOGINS: usize = 1024;
 /// Serves the door until `core` drains.
 pub(crate) async fn serve(listener: Accepting, core: Core) {
     let (lobby, cancels) = (Lobby::new(MAX_LOGINS), Cancels::default());
+    let terminator = Terminator::new(core.tasks().clone());
     loop {
         let Accepted { stream, peer } = tokio::select! {
             () = core.draining() => return,
@@ -46,11 +50,11 @@ pub(crate) async fn serve(listener: Accepting, core: Core) {
             debug!(uid = %peer.uid(), "closed a connection: too many unfinished logins");
             continue;
         };
-        let (core, cancels) = (core.clone(), cancels.clone());
+        let (core, cancels, terminator) = (core.clone(), cancels.clone(), terminator.clone());
         core.clone().tasks().spawn(async move {
             match timeout(STARTUP_WITHIN, greet(stream)).await {
                 Ok(Ok(Opened::Client(client))) => {
-                    client_session(core, cancels, peer, *client, place).await
+                    client_session(core, (cancels, terminator), peer, *client, place).await
                 }
                 Ok(Ok(Opened::Cancel(key))) => {
                     if let Some(session) = core.session_of(&peer, key) {
@@ -71,7 +75,7 @@ pub(crate) async fn serve(listener: Accepting, core: Core) {
 /// From a startup message to the end of the session.
 async fn client_session(
     core: Core,
-    cancels: Cancels,
+    (cancels, terminator): (Cancels, Terminator),
     peer: Peer,
     mut client: frontend::Frontend,
     place: Place,
@@ -91,7 +95,8 @@ async fn client_session(
     drop(client);
     drop(stream);
     // An idle backend ends by itself when its link does.
-    let stopped = if watcher.server_busy() { server.stop(&session).await } else { Stopped::Gone };
+    let stopped =
+        if watcher.server_busy() { terminator.stop(server, &session).await } else { Stopped::Gone };
     let reason = match end {
         End::Client | End::Server if watcher.client_said_goodbye() => "client_terminated",
         End::Client => "client_gone",

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::{Handle, HandleId, TokenHash};
 use crate::audit::Audited;
 use crate::connection::ConnectionName;
-use crate::peer::{PeerId, Uid};
+use crate::peer::{Peer, PeerId, Uid};
 
 /// How long an expired handle is remembered, so that its own holder learns why it fails.
 pub(crate) const REMEMBERED: Duration = Duration::from_secs(60);
@@ -37,13 +37,21 @@ pub(crate) struct TableFull;
 
 #[derive(Debug, Default)]
 pub(crate) struct Table {
-    handles: HashMap<HandleId, Handle>,
+    /// Boxed: what a growing map has too much of are pointers and not handles.
+    handles: HashMap<HandleId, Box<Entry>>,
     by_token: HashMap<TokenHash, HandleId>,
-    tokens: HashMap<HandleId, TokenHash>,
     /// Live handles of a holder's uid on a connection.
     counts: HashMap<(Uid, ConnectionName), usize>,
     /// Live handles of a holder's uid that are bound to its process: each may keep descriptors.
     bound: HashMap<Uid, usize>,
+    /// The bound ones by what they are bound to, for the moment in which it exits.
+    by_process: HashMap<PeerId, Vec<HandleId>>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    handle: Handle,
+    token: TokenHash,
 }
 
 /// Bound handles of one uid, over all connections.
@@ -66,9 +74,11 @@ impl Table {
         }
         *count += 1;
         *bound += adds;
+        if handle.is_bound() {
+            self.by_process.entry(handle.holder.id()).or_default().push(handle.id);
+        }
         self.by_token.insert(token, handle.id);
-        self.tokens.insert(handle.id, token);
-        self.handles.insert(handle.id, handle);
+        self.handles.insert(handle.id, Box::new(Entry { handle, token }));
         Ok(())
     }
 
@@ -79,7 +89,8 @@ impl Table {
         now: Instant,
         may: impl FnOnce(&Handle) -> bool,
     ) -> Result<&mut Handle, HandleFault> {
-        let handle = self.by_token.get(&token).and_then(|id| self.handles.get_mut(id));
+        let entry = self.by_token.get(&token).and_then(|id| self.handles.get_mut(id));
+        let handle = entry.map(|entry| &mut entry.handle);
         let handle = handle.filter(|handle| may(handle)).ok_or(HandleFault::Invalid)?;
         // The clock decides, not the queue: a timer that is late gives nobody more time.
         if handle.standing == Standing::Expired || handle.expires <= now {
@@ -90,52 +101,71 @@ impl Table {
 
     /// Takes the spending of a use back.
     pub(crate) fn give_back_use(&mut self, id: HandleId) {
-        if let Some(left) = self.handles.get_mut(&id).and_then(|handle| handle.uses_left.as_mut()) {
+        if let Some(left) = self.get_mut(id).and_then(|handle| handle.uses_left.as_mut()) {
             *left += 1;
         }
     }
 
     pub(crate) fn get(&self, id: HandleId) -> Option<&Handle> {
-        self.handles.get(&id)
+        self.handles.get(&id).map(|entry| &entry.handle)
+    }
+
+    pub(crate) fn get_mut(&mut self, id: HandleId) -> Option<&mut Handle> {
+        self.handles.get_mut(&id).map(|entry| &mut entry.handle)
+    }
+
+    /// How many are live.
+    pub(crate) fn live_count(&self) -> usize {
+        self.counts.values().sum()
     }
 
     /// Forgets a handle altogether.
     pub(crate) fn remove(&mut self, id: HandleId) -> Option<Handle> {
-        let handle = self.handles.remove(&id)?;
-        if let Some(token) = self.tokens.remove(&id) {
-            self.by_token.remove(&token);
-        }
+        let Entry { handle, token } = *self.handles.remove(&id)?;
+        self.by_token.remove(&token);
         if handle.standing == Standing::Live {
-            self.uncount(&owner(&handle), usize::from(handle.is_bound()));
+            self.uncount(&handle.holder, &handle.connection, handle.is_bound().then_some(id));
         }
         Some(handle)
     }
 
     /// Ends a handle whose time has come, and remembers that it was. `None` when it is not live.
     pub(crate) fn expire(&mut self, id: HandleId) -> Option<&Handle> {
-        let handle =
-            self.handles.get_mut(&id).filter(|handle| handle.standing == Standing::Live)?;
+        let handle = &mut self.handles.get_mut(&id)?.handle;
+        if handle.standing != Standing::Live {
+            return None;
+        }
         handle.standing = Standing::Expired;
-        // What is only remembered keeps no descriptor.
+        let (holder, connection) = (handle.holder.clone(), handle.connection.clone());
+        let bound = handle.is_bound().then_some(id);
+        // What is only remembered keeps neither a descriptor nor a secret.
         handle.holder = handle.holder.without_process();
-        let (owner, adds) = (owner(handle), usize::from(handle.is_bound()));
-        self.uncount(&owner, adds);
-        self.handles.get(&id)
+        handle.registered = None;
+        self.uncount(&holder, &connection, bound);
+        self.get(id)
     }
 
     /// Live handles, in no order.
     pub(crate) fn live(&self) -> impl Iterator<Item = &Handle> {
-        self.handles.values().filter(|handle| handle.standing == Standing::Live)
+        let handles = self.handles.values().map(|entry| &entry.handle);
+        handles.filter(|handle| handle.standing == Standing::Live)
     }
 
-    /// Live handles that were issued to one connection of a peer.
-    pub(crate) fn held_by(&self, peer: PeerId) -> impl Iterator<Item = &Handle> {
-        self.live().filter(move |handle| handle.holder.id() == peer)
+    /// Live handles that are bound to the process of one connection's peer.
+    pub(crate) fn bound_to(&self, peer: PeerId) -> Vec<HandleId> {
+        self.by_process.get(&peer).cloned().unwrap_or_default()
     }
 
-    fn uncount(&mut self, owner: &(Uid, ConnectionName), bound: usize) {
-        subtract(&mut self.counts, owner, 1);
-        subtract(&mut self.bound, &owner.0, bound);
+    fn uncount(&mut self, holder: &Peer, connection: &ConnectionName, bound: Option<HandleId>) {
+        subtract(&mut self.counts, &(holder.uid(), connection.clone()), 1);
+        let Some(id) = bound else { return };
+        subtract(&mut self.bound, &holder.uid(), 1);
+        if let Some(ids) = self.by_process.get_mut(&holder.id()) {
+            ids.retain(|other| *other != id);
+            if ids.is_empty() {
+                self.by_process.remove(&holder.id());
+            }
+        }
     }
 }
 
@@ -149,28 +179,27 @@ fn subtract<K: std::hash::Hash + Eq>(counts: &mut HashMap<K, usize>, key: &K, by
 }
 
 fn owner(handle: &Handle) -> (Uid, ConnectionName) {
-    (handle.holder.uid(), handle.connection.name.clone())
+    (handle.holder.uid(), handle.connection.clone())
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
     use std::time::SystemTime;
 
     use super::*;
-    use crate::connection::tests::connection;
     use crate::handle::{Bind, Token};
-    use crate::peer::Peer;
 
     fn handle(uid: u32, now: Instant) -> (TokenHash, Handle) {
         let handle = Handle {
             id: HandleId::random().unwrap(),
-            connection: Arc::new(connection("main_db")),
+            connection: ConnectionName::parse("main_db").unwrap(),
             holder: Peer::dangerous_for_test(uid, uid, &[]),
             redeemer: None,
             subject: String::new(),
             purpose: String::new(),
             bind: Bind::None,
+            registered: None,
+            revealed: false,
             issued: now,
             issued_at: SystemTime::UNIX_EPOCH,
             ttl: Duration::from_secs(60),

@@ -23,6 +23,27 @@ pub(crate) struct Paths {
     pub(crate) connect: Vec<u16>,
 }
 
+impl Paths {
+    /// Whether everything in `wanted` is open already; else what is not, and why.
+    pub(crate) fn covers(&self, wanted: &Self) -> Result<(), String> {
+        let below = |path: &Path, of: &[PathBuf]| of.iter().any(|open| path.starts_with(open));
+        for path in &wanted.write {
+            if !below(path, &self.write) {
+                return Err(format!("the sandbox does not let {} be written", path.display()));
+            }
+        }
+        for path in &wanted.read {
+            if !below(path, &self.read) && !below(path, &self.write) {
+                return Err(format!("the sandbox does not let {} be read", path.display()));
+            }
+        }
+        match wanted.connect.iter().find(|port| !self.connect.contains(port)) {
+            Some(port) => Err(format!("the sandbox does not let port {port} be reached")),
+            None => Ok(()),
+        }
+    }
+}
+
 /// How much the kernel enforces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Enforced {

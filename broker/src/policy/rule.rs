@@ -43,6 +43,11 @@ impl Action {
         Self::Reveal,
     ];
 
+    /// The word of the key `may`.
+    pub(crate) fn parse(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|action| action.to_string() == word)
+    }
+
     const fn bit(self) -> u8 {
         match self {
             Self::List => 1,
@@ -108,7 +113,7 @@ impl BitOr for Actions {
 }
 
 /// A grant, as configured.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub struct Rule {
     /// For logs, audit records and `whoami`.
     pub name: String,

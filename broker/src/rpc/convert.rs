@@ -9,9 +9,9 @@ use prost_types::Timestamp;
 
 use crate::config::Config;
 use crate::connection::Connection;
-use crate::core::{HandleView, IssueRequest, Viewed};
+use crate::core::{Core, HandleNews, HandleView, IssueRequest, Viewed};
 use crate::handle::{Bind, LONGEST_SPAN};
-use crate::peer::Uid;
+use crate::peer::{Gid, Peer, Uid};
 
 /// A field that cannot be understood.
 #[derive(Debug, PartialEq, Eq)]
@@ -24,11 +24,10 @@ pub(super) fn issue(request: v1::IssueHandleRequest) -> Result<IssueRequest, Bad
     let bind = match v1::Bind::try_from(request.bind) {
         Ok(v1::Bind::Unspecified | v1::Bind::None) => Bind::None,
         Ok(v1::Bind::Lifetime) => Bind::Lifetime,
-        Ok(v1::Bind::Process) | Err(_) => {
-            return Err(Bad {
-                field: "bind",
-                must: "be one that this broker knows: none or lifetime",
-            });
+        Ok(v1::Bind::Process) => Bind::Process,
+        Err(_unknown) => {
+            let must = "be one that this broker knows: none, lifetime or process";
+            return Err(Bad { field: "bind", must });
         }
     };
     Ok(IssueRequest {
@@ -60,7 +59,7 @@ pub(super) fn span(
 pub(super) fn handle(view: HandleView) -> v1::Handle {
     v1::Handle {
         id: view.id.to_string(),
-        connection: view.connection.name.to_string(),
+        connection: view.connection.to_string(),
         holder: view.holder.as_raw(),
         redeemer: view.redeemer.map(Uid::as_raw),
         issued: timestamp(view.issued),
@@ -73,6 +72,7 @@ pub(super) fn handle(view: HandleView) -> v1::Handle {
         bind: match view.bind {
             Bind::None => v1::Bind::None,
             Bind::Lifetime => v1::Bind::Lifetime,
+            Bind::Process => v1::Bind::Process,
         }
         .into(),
     }
@@ -82,7 +82,7 @@ pub(super) fn connection(viewed: Viewed) -> v1::Connection {
     let Viewed { connection, actions, has_credential } = viewed;
     v1::Connection {
         name: connection.name.to_string(),
-        r#type: "postgresql".to_owned(),
+        r#type: Connection::KIND.to_owned(),
         target: connection.masked_target(),
         may: actions.iter().map(|action| action.to_string()).collect(),
         has_credential,
@@ -96,6 +96,38 @@ pub(super) fn endpoint(connection: &Connection) -> v1::Endpoint {
         database: connection.database.clone(),
         user: connection.name.to_string(),
     }
+}
+
+pub(super) fn event(news: HandleNews) -> v1::HandleEvent {
+    use v1::handle_event::Event;
+    let event = match news {
+        HandleNews::Expiring(at) => Event::Expiring(v1::HandleExpiring { expires: timestamp(at) }),
+        HandleNews::Rotated(version) => {
+            Event::Rotated(v1::HandleRotated { credential_version: version })
+        }
+        HandleNews::Ended(reason) => {
+            Event::Ended(v1::HandleEnded { reason: reason.name().to_owned() })
+        }
+    };
+    v1::HandleEvent { event: Some(event) }
+}
+
+pub(super) fn whoami(core: &Core, peer: &Peer) -> v1::WhoAmIResponse {
+    let settings = core.settings();
+    v1::WhoAmIResponse {
+        uid: peer.uid().as_raw(),
+        gid: peer.gid().as_raw(),
+        groups: peer.groups().iter().copied().map(Gid::as_raw).collect(),
+        pid: peer.pid().and_then(|pid| u32::try_from(pid).ok()),
+        grants: settings.policy.grants_of(peer),
+        operator: settings.policy.is_operator(peer),
+        warnings: core.warnings_for(peer),
+        broker_version: env!("CARGO_PKG_VERSION").to_owned(),
+    }
+}
+
+pub(super) fn span_of(span: Duration) -> Option<prost_types::Duration> {
+    prost_types::Duration::try_from(span).ok()
 }
 
 pub(super) fn count(count: usize) -> u32 {

@@ -2,6 +2,8 @@
 
 #![forbid(unsafe_code)]
 
+use std::pin::Pin;
+
 use credbroker_proto::v1::handle_service_server::HandleService;
 use credbroker_proto::v1::{
     self, DescribeHandleRequest, DescribeHandleResponse, IssueHandleRequest, IssueHandleResponse,
@@ -9,12 +11,14 @@ use credbroker_proto::v1::{
     RenewHandleRequest, RenewHandleResponse, RevokeHandleRequest, RevokeHandleResponse,
     WhoAmIRequest, WhoAmIResponse, revoke_handle_request,
 };
+use futures_util::{Stream, StreamExt as _};
 use tonic::{Request, Response, Status};
 
 use super::{convert, status};
+use crate::connection::Destination;
 use crate::core::{Core, Named, Why};
 use crate::handle::{HandleId, TokenHash};
-use crate::peer::{Gid, Peer};
+use crate::peer::Peer;
 
 /// The service of one connection.
 #[derive(Debug)]
@@ -98,22 +102,31 @@ impl HandleService for Handles {
         Ok(Response::new(ListHandlesResponse { handles, truncated }))
     }
 
-    type WatchHandleStream = futures_util::stream::Empty<Result<v1::HandleEvent, Status>>;
+    type WatchHandleStream = Pin<Box<dyn Stream<Item = Result<v1::HandleEvent, Status>> + Send>>;
 
     async fn watch_handle(
         &self,
-        _: Request<v1::WatchHandleRequest>,
+        request: Request<v1::WatchHandleRequest>,
     ) -> Result<Response<Self::WatchHandleStream>, Status> {
-        let why = Why::Unsupported("WatchHandle");
-        Err(status::refused(&self.core.refuse(&self.peer, None, why)))
+        let news = self.core.watch(&self.peer, TokenHash::of(&request.into_inner().token));
+        let news = news.map_err(|refusal| status::refused(&refusal))?;
+        Ok(Response::new(Box::pin(news.map(|news| Ok(convert::event(news))))))
     }
 
     async fn resolve_connection(
         &self,
-        _: Request<v1::ResolveConnectionRequest>,
+        request: Request<v1::ResolveConnectionRequest>,
     ) -> Result<Response<v1::ResolveConnectionResponse>, Status> {
-        let why = Why::Unsupported("ResolveConnection");
-        Err(status::refused(&self.core.refuse(&self.peer, None, why)))
+        let v1::ResolveConnectionRequest { r#type, host, port, database } = request.into_inner();
+        let port = match port.map(u16::try_from) {
+            None => None,
+            Some(Ok(port)) => Some(port),
+            Some(Err(_)) => return Err(self.wrong("port", "be at most 65535")),
+        };
+        let asked = Destination { kind: &r#type, host: &host, port, database: &database };
+        let name = self.core.resolve(&self.peer, &asked);
+        let name = name.map_err(|refusal| status::refused(&refusal))?.to_string();
+        Ok(Response::new(v1::ResolveConnectionResponse { name }))
     }
 
     async fn list_connections(
@@ -129,16 +142,6 @@ impl HandleService for Handles {
         &self,
         _: Request<WhoAmIRequest>,
     ) -> Result<Response<WhoAmIResponse>, Status> {
-        let policy = self.core.policy();
-        Ok(Response::new(v1::WhoAmIResponse {
-            uid: self.peer.uid().as_raw(),
-            gid: self.peer.gid().as_raw(),
-            groups: self.peer.groups().iter().copied().map(Gid::as_raw).collect(),
-            pid: self.peer.pid().and_then(|pid| u32::try_from(pid).ok()),
-            grants: policy.grants_of(&self.peer),
-            operator: policy.is_operator(&self.peer),
-            warnings: self.core.warnings_for(&self.peer),
-            broker_version: env!("CARGO_PKG_VERSION").to_owned(),
-        }))
+        Ok(Response::new(convert::whoami(&self.core, &self.peer)))
     }
 }

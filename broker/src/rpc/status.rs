@@ -24,16 +24,22 @@ pub(super) fn refused(refusal: &Refusal) -> Status {
     Status::with_error_details(code(why), refusal.message(), details)
 }
 
+/// A failure that is told to an operator in full. It is no refusal, so it has no reference.
+pub(super) fn told(code: Code, reason: &str, message: String) -> Status {
+    let details = ErrorDetails::with_error_info(reason, ERROR_DOMAIN, HashMap::new());
+    Status::with_error_details(code, message, details)
+}
+
 fn code(why: &Why) -> Code {
     match why {
         Why::AccessDenied | Why::PeerExited => Code::PermissionDenied,
         Why::InvalidRequest { .. } => Code::InvalidArgument,
         Why::HandleInvalid => Code::NotFound,
         Why::HandleExpired | Why::Suspended | Why::UpstreamUntrusted => Code::FailedPrecondition,
-        Why::LimitReached(_) => Code::ResourceExhausted,
+        Why::LimitReached { .. } => Code::ResourceExhausted,
         Why::Draining | Why::UpstreamUnreachable | Why::AuditUnavailable => Code::Unavailable,
         Why::HandoffUnsupported | Why::Unsupported(_) => Code::Unimplemented,
-        Why::UpstreamRefused(_) | Why::Internal(_) => Code::Internal,
+        Why::UpstreamRefused(_) | Why::NoCredential(_) | Why::Internal(_) => Code::Internal,
     }
 }
 
@@ -48,7 +54,7 @@ mod tests {
             Why::InvalidRequest { field: "ttl", must: "be" },
             Why::HandleInvalid,
             Why::HandleExpired,
-            Why::LimitReached("sessions"),
+            Why::limit("sessions"),
             Why::Suspended,
             Why::Draining,
             Why::HandoffUnsupported,

@@ -6,6 +6,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use ring::digest::{self, SHA256_OUTPUT_LEN};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
@@ -24,18 +25,41 @@ pub(crate) enum TlsError {
     Library(#[source] rustls::Error),
 }
 
-pub(crate) fn client_config(ca_file: Option<&Path>) -> Result<Arc<ClientConfig>, TlsError> {
+/// Tells one set of roots from another: a hash over their names and keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct RootsId([u8; SHA256_OUTPUT_LEN]);
+
+impl RootsId {
+    fn of(roots: &RootCertStore) -> Self {
+        let mut hash = digest::Context::new(&digest::SHA256);
+        for root in &roots.roots {
+            for part in [root.subject.as_ref(), root.subject_public_key_info.as_ref()] {
+                hash.update(&part.len().to_be_bytes());
+                hash.update(part);
+            }
+        }
+        let mut id = [0; SHA256_OUTPUT_LEN];
+        id.copy_from_slice(hash.finish().as_ref());
+        Self(id)
+    }
+}
+
+/// The configuration, and what tells its roots from others.
+pub(crate) fn client_config(
+    ca_file: Option<&Path>,
+) -> Result<(Arc<ClientConfig>, RootsId), TlsError> {
     let roots = match ca_file {
         Some(file) => from_file(file)?,
         None => from_system(),
     };
+    let id = RootsId::of(&roots);
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(TlsError::Library)?
         .with_root_certificates(roots)
         .with_no_client_auth();
-    Ok(Arc::new(config))
+    Ok((Arc::new(config), id))
 }
 
 pub(crate) fn server_name(host: &str) -> Result<ServerName<'static>, TlsError> {

@@ -8,19 +8,18 @@ use std::os::fd::OwnedFd;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
-use tracing::{info, warn};
 use zeroize::Zeroizing;
 
 use super::backend::{Authenticated, LoginFault, LoginRequest, log_in};
 use super::codec::{self, BadStartup, First, Startup};
-use super::sqlstate;
+use super::{fault, sqlstate};
 use crate::connection::Connection;
 use crate::core::{Opening, Permit, Refusal, Session, Why};
 use crate::door::login::{Asked, Protocol, UpstreamFault};
 use crate::door::relay::gone;
 use crate::handle::TokenHash;
 use crate::session::ClientKey;
-use crate::upstream::{DialError, Link};
+use crate::upstream::Link;
 
 /// SSLRequest and GSSENCRequest, and each only once by an honest client.
 const MAX_ENCRYPTION_REQUESTS: usize = 2;
@@ -195,36 +194,17 @@ impl Protocol for Frontend {
     }
 }
 
-/// What went wrong, for the log in full and for the client in our words.
+/// A proven server's own words are the client's to read; everything else is told in ours.
 fn upstream_fault(fault: LoginFault, opening: &Opening) -> UpstreamFault {
-    let connection = &opening.connection().name;
-    let (reason, why) = match fault {
-        LoginFault::Server { sqlstate, message } => {
-            info!(%connection, sqlstate, "the server ended a login");
-            return UpstreamFault::Theirs(message);
-        }
-        LoginFault::Dial(DialError::Untrusted(source)) => {
-            warn!(%connection, %source, "the server failed to prove its name by TLS");
-            ("upstream_untrusted", Why::UpstreamUntrusted)
-        }
-        LoginFault::Dial(DialError::Unreachable(source)) | LoginFault::Link(source) => {
-            warn!(%connection, %source, "the server cannot be reached");
-            ("upstream_unreachable", Why::UpstreamUnreachable)
-        }
-        LoginFault::Untrusted(what) => {
-            warn!(%connection, what, "the server cannot be trusted");
-            ("upstream_untrusted", Why::UpstreamUntrusted)
-        }
-        LoginFault::Refused(sqlstate) => {
-            warn!(%connection, sqlstate, "the server refuses the broker's credential");
-            ("upstream_refused", Why::UpstreamRefused(connection.clone()))
-        }
-        LoginFault::Unproven(sqlstate) => {
-            warn!(%connection, sqlstate, "the server ended a login before it proved itself");
-            ("upstream_unreachable", Why::UpstreamUnreachable)
-        }
-    };
-    UpstreamFault::Ours { reason, why }
+    let (reason, why) = fault::explain(&fault, &opening.connection().name);
+    match fault {
+        LoginFault::Server { message, .. } => UpstreamFault::Theirs(message),
+        LoginFault::Dial(_)
+        | LoginFault::Link(_)
+        | LoginFault::Untrusted(_)
+        | LoginFault::Refused(_)
+        | LoginFault::Unproven(_) => UpstreamFault::Ours { reason, why },
+    }
 }
 
 /// As the server reads a boolean setting.

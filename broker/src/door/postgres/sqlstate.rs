@@ -34,9 +34,6 @@ pub(super) fn cut(reason: CutReason) -> Vec<u8> {
             ("terminating connection: the credential was replaced", "UPSTREAM_REFUSED")
         }
         CutReason::Closed => ("terminating connection: an operator closed it", "ACCESS_DENIED"),
-        CutReason::PeerExited => {
-            ("terminating connection: the process that opened it has exited", "ACCESS_DENIED")
-        }
         CutReason::Draining => ("terminating connection: the broker is shutting down", "DRAINING"),
     };
     codec::fatal(ADMIN_SHUTDOWN, message, name, None)
@@ -47,10 +44,11 @@ fn code(why: &Why) -> &'static str {
         Why::AccessDenied | Why::PeerExited => "28000",
         Why::InvalidRequest { .. } => "08P01",
         Why::HandleInvalid | Why::HandleExpired => "28P01",
-        Why::LimitReached(_) => "53300",
+        Why::LimitReached { .. } => "53300",
         Why::Draining | Why::Suspended => "57P03",
         Why::UpstreamUnreachable
         | Why::UpstreamRefused(_)
+        | Why::NoCredential(_)
         | Why::UpstreamUntrusted
         | Why::AuditUnavailable => "08006",
         Why::HandoffUnsupported | Why::Unsupported(_) => "0A000",

@@ -1,0 +1,41 @@
+//! What a failed login to a server means: in full for the log, and in the broker's words for
+//! whoever waits.
+
+#![forbid(unsafe_code)]
+
+use tracing::{info, warn};
+
+use super::backend::LoginFault;
+use crate::connection::ConnectionName;
+use crate::core::Why;
+use crate::upstream::DialError;
+
+/// The word for the audit record, and why. Logs what the caller is not told.
+pub(super) fn explain(fault: &LoginFault, connection: &ConnectionName) -> (&'static str, Why) {
+    match fault {
+        LoginFault::Server { sqlstate, .. } => {
+            info!(%connection, sqlstate, "the server ended a login");
+            ("server_error", Why::UpstreamUnreachable)
+        }
+        LoginFault::Dial(DialError::Untrusted(source)) => {
+            warn!(%connection, %source, "the server failed to prove its name by TLS");
+            ("upstream_untrusted", Why::UpstreamUntrusted)
+        }
+        LoginFault::Dial(DialError::Unreachable(source)) | LoginFault::Link(source) => {
+            warn!(%connection, %source, "the server cannot be reached");
+            ("upstream_unreachable", Why::UpstreamUnreachable)
+        }
+        LoginFault::Untrusted(what) => {
+            warn!(%connection, what, "the server cannot be trusted");
+            ("upstream_untrusted", Why::UpstreamUntrusted)
+        }
+        LoginFault::Refused(sqlstate) => {
+            warn!(%connection, sqlstate, "the server refuses the broker's credential");
+            ("upstream_refused", Why::UpstreamRefused(connection.clone()))
+        }
+        LoginFault::Unproven(sqlstate) => {
+            warn!(%connection, sqlstate, "the server ended a login before it proved itself");
+            ("upstream_unreachable", Why::UpstreamUnreachable)
+        }
+    }
+}
