@@ -110,6 +110,12 @@ impl Cut {
         self.fired.cancel();
     }
 
+    /// Why it was marked, if it was.
+    #[cfg(test)]
+    pub(crate) fn reason(&self) -> Option<CutReason> {
+        self.reason.get().copied()
+    }
+
     /// Returns when the session is to end.
     pub(crate) async fn fired(&self) -> CutReason {
         self.fired.cancelled().await;

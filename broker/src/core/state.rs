@@ -18,6 +18,13 @@ use crate::peer::{Peer, PeerId};
 use crate::policy::{Action, Decision, Denial, Grant, Policy};
 use crate::session::{Cut, CutReason, Owner, Registry, Right, SessionId};
 
+#[cfg(test)]
+mod fixture;
+#[cfg(test)]
+mod interleavings;
+#[cfg(test)]
+mod model;
+
 #[derive(Debug)]
 pub(crate) struct State {
     pub(super) settings: Arc<Settings>,
