@@ -204,7 +204,10 @@ fn sandbox_paths(config: &Config) -> Paths {
         ..Paths::default()
     };
     paths.write.extend(config.audit.file.as_deref().and_then(Path::parent).map(Path::to_owned));
-    paths.read.push(config.file.clone());
+    paths.read.extend([config.file.clone(), config.conf_d()]);
+    if config.reads_proc() {
+        paths.read.push(PathBuf::from("/proc"));
+    }
     paths.read.extend(config.secret_files().filter_map(Path::parent).map(Path::to_owned));
     for configured in config.connections.values() {
         match &configured.connection.host {

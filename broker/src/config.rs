@@ -12,7 +12,8 @@ pub use self::error::ConfigError;
 use crate::arena::BackendChoice;
 use crate::audit::Durability;
 use crate::connection::{Connection, ConnectionName};
-use crate::peer::{Gid, Uid};
+use crate::harden;
+use crate::peer::{Gid, Uid, program_can_be_known, unit_can_be_known};
 use crate::policy::{Policy, Rule, Selector};
 use crate::source::Source;
 
@@ -20,6 +21,7 @@ mod connections;
 mod error;
 mod file;
 mod grants;
+mod merge;
 mod parse;
 mod raw;
 mod show;
@@ -129,13 +131,68 @@ impl Places {
 }
 
 impl Config {
-    /// Reads and parses the file at `places.config` and what it refers to.
+    /// Reads and parses the file at `places.config`, those of `conf.d` beside it, and what they
+    /// refer to.
     ///
     /// # Errors
     /// The first thing that is wrong, in one line.
     pub fn load(places: &Places) -> Result<Self, ConfigError> {
-        let raw = file::read_toml(&places.config)?;
-        parse::config(raw, places)
+        let written = file::read_all(&places.config)?;
+        parse::config(merge::merge(&places.config, written)?, places)
+    }
+
+    /// The same for a text, as if it stood at `places.config` and there were no `conf.d`. What
+    /// the text names is still looked up: users, groups, programs, `ca_file`, `connections_file`.
+    ///
+    /// # Errors
+    /// The first thing that is wrong, in one line.
+    pub fn parse(text: &str, places: &Places) -> Result<Self, ConfigError> {
+        let written = file::parse_toml(text, &places.config)?;
+        parse::config(merge::merge(&places.config, vec![written])?, places)
+    }
+
+    /// The directory whose files add to the configuration; it need not be there.
+    pub(crate) fn conf_d(&self) -> PathBuf {
+        file::conf_d(&self.file)
+    }
+
+    /// Whether a selector asks for what stands in other processes' /proc.
+    pub(crate) fn reads_proc(&self) -> bool {
+        self.selectors().any(|(_, selector)| selector.unit.is_some())
+    }
+
+    /// The selectors that can match nobody here, and why: one line each.
+    pub(crate) fn unreadable(&self) -> Vec<String> {
+        let landlocked = harden::landlock_is_available();
+        let mut lines = Vec::new();
+        for (of, selector) in self.selectors() {
+            if let Some(exe) = &selector.exe
+                && let Err(why) = program_can_be_known(selector.uid, landlocked)
+            {
+                lines.push(format!(
+                    "{of}: exe {exe} cannot be evaluated, so it matches nobody: {why}"
+                ));
+            }
+            if let Some(unit) = &selector.unit
+                && let Err(why) = unit_can_be_known()
+            {
+                lines.push(format!(
+                    "{of}: unit {unit} cannot be evaluated, so it matches nobody: {why}"
+                ));
+            }
+        }
+        lines
+    }
+
+    fn selectors(&self) -> impl Iterator<Item = (String, &Selector)> {
+        let rules = self.rules.iter().flat_map(|rule| {
+            let redeemers = rule.redeemers.iter();
+            let redeemers = redeemers
+                .map(|selector| (format!("redeemers of the grant {}", rule.name), selector));
+            [(format!("grant {}", rule.name), &rule.peer)].into_iter().chain(redeemers)
+        });
+        let operators = self.operators.iter();
+        rules.chain(operators.map(|selector| ("broker.operators".to_owned(), selector)))
     }
 
     /// The effective configuration as TOML, nothing secret in it.

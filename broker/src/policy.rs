@@ -1,18 +1,24 @@
-//! Who may do what: pure, deny by default.
+//! Who may do what: pure, deny by default. What must be read of a peer's process is read by the
+//! peer, when a selector asks and never before.
 //!
 //! [`Policy::decide`] is the only maker of a [`Grant`], and every verb of the core takes one.
 //! A denial carries a reason for the operator's eyes; the caller never learns it.
+//! [`Policy::explain`] tells an operator more, by the same checks.
 
 #![forbid(unsafe_code)]
 
 use std::fmt;
 use std::time::Duration;
 
+pub use self::evidence::{Described, Evidence, Missing};
+pub use self::explain::{Considered, Explanation};
 pub use self::rule::{Action, Actions, Rule, RuleLimits};
 pub use self::selector::{Pattern, Selector};
 use crate::connection::ConnectionName;
 use crate::peer::{Peer, Uid};
 
+mod evidence;
+mod explain;
 mod rule;
 mod selector;
 
@@ -33,6 +39,21 @@ pub struct Grant {
     action: Action,
     connection: ConnectionName,
     limits: RuleLimits,
+}
+
+/// Proof that a peer is an operator; only [`Policy::operator`] makes one.
+#[must_use]
+#[derive(Clone, Debug)]
+pub struct Operator {
+    peer: Peer,
+}
+
+impl Operator {
+    /// Who it is.
+    #[must_use]
+    pub fn peer(&self) -> &Peer {
+        &self.peer
+    }
 }
 
 /// The answer of the policy.
@@ -147,6 +168,9 @@ impl Policy {
         redeemer: Uid,
         connection: &ConnectionName,
     ) -> Decision {
+        if Some(redeemer) == self.denied_own {
+            return Decision::Deny(Denial { reason: DenyReason::OwnUid, nearest: None });
+        }
         self.issued_for(holder, connection, |selector| selector.may_be(redeemer))
     }
 
@@ -228,17 +252,33 @@ impl Policy {
             .collect()
     }
 
-    /// Whether `peer` is an operator.
+    /// Whether `peer` is an operator, for telling and not for acting: see [`Policy::operator`].
     #[must_use]
     pub fn is_operator(&self, peer: &Peer) -> bool {
-        peer.uid() != Uid::OVERFLOW && self.operators.iter().any(|selector| selector.matches(peer))
+        self.operates(peer)
     }
 
-    fn never(&self, peer: &Peer) -> Option<DenyReason> {
-        if peer.uid() == Uid::OVERFLOW {
+    /// Proof that `peer` is an operator, if it is one.
+    #[must_use]
+    pub fn operator(&self, peer: &Peer) -> Option<Operator> {
+        self.operates(peer).then(|| Operator { peer: peer.clone() })
+    }
+
+    /// The broker's own uid must be meant by itself, as it is by default: with it goes nothing
+    /// that it could not take. That it happens to be in a group of operators is not enough.
+    fn operates(&self, seen: &dyn Evidence) -> bool {
+        let uid = seen.uid();
+        let own = Some(uid) == self.denied_own;
+        let meant = |selector: &Selector| !own || selector.uid == Some(uid);
+        !uid.is_overflow()
+            && self.operators.iter().any(|selector| meant(selector) && selector.matches(seen))
+    }
+
+    fn never(&self, seen: &dyn Evidence) -> Option<DenyReason> {
+        if seen.uid().is_overflow() {
             return Some(DenyReason::OverflowUid);
         }
-        (Some(peer.uid()) == self.denied_own).then_some(DenyReason::OwnUid)
+        (Some(seen.uid()) == self.denied_own).then_some(DenyReason::OwnUid)
     }
 
     fn no_grant(&self, peer: &Peer, connection: Option<&ConnectionName>) -> Denial {
@@ -253,6 +293,7 @@ impl Policy {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::peer::Gid;
 
     fn name(text: &str) -> ConnectionName {
         ConnectionName::parse(text).unwrap()
@@ -325,6 +366,7 @@ mod tests {
         assert!(redeem(11, 10));
         assert!(!redeem(11, 12));
         assert!(!redeem(10, 11));
+        assert!(!redeem(11, 99), "the broker's own uid");
         assert!(policy.is_redeemer(&Peer::dangerous_for_test(10, 10, &[]), &name("main_db")));
         assert!(!policy.is_redeemer(&Peer::dangerous_for_test(12, 12, &[]), &name("main_db")));
     }
@@ -344,5 +386,23 @@ mod tests {
         let policy = policy();
         assert!(policy.is_operator(&Peer::dangerous_for_test(0, 0, &[])));
         assert!(!policy.is_operator(&Peer::dangerous_for_test(10, 0, &[0])));
+    }
+
+    #[test]
+    fn the_own_uid_operates_only_where_it_is_meant() {
+        let (own, group) = (Uid::from_raw(99), Gid::from_raw(50));
+        let by_group = Selector { group: Some(group), ..Selector::default() };
+        let by_uid = Selector { uid: Some(own), ..Selector::default() };
+        let own_peer = Peer::dangerous_for_test(99, 99, &[50]);
+        let other = Peer::dangerous_for_test(7, 7, &[50]);
+        let policy = |operators| Policy::new(vec![], operators, Some(own));
+        assert!(policy(vec![by_group.clone()]).operator(&own_peer).is_none());
+        assert_eq!(
+            policy(vec![by_group.clone()]).operator(&other).unwrap().peer().uid(),
+            other.uid()
+        );
+        assert!(policy(vec![by_uid]).operator(&own_peer).is_some());
+        let unmapped = Peer::dangerous_for_test(65534, 7, &[50]);
+        assert!(policy(vec![by_group]).operator(&unmapped).is_none());
     }
 }
