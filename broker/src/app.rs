@@ -239,6 +239,9 @@ fn sandbox_paths(config: &Config) -> Paths {
     paths.write.extend(config.audit.file.as_deref().and_then(Path::parent).map(Path::to_owned));
     // The directory: editors and package managers replace the file, and conf.d is in there.
     paths.read.extend(config.file.parent().map(Path::to_owned));
+    if config.reads_proc() {
+        paths.read.push(PathBuf::from("/proc"));
+    }
     paths.read.extend(config.secret_files().filter_map(Path::parent).map(Path::to_owned));
     for configured in config.connections.values() {
         match &configured.connection.host {

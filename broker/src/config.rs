@@ -12,7 +12,8 @@ pub use self::error::ConfigError;
 use crate::arena::BackendChoice;
 use crate::audit::Durability;
 use crate::connection::{Connection, ConnectionName};
-use crate::peer::{Gid, Uid};
+use crate::harden;
+use crate::peer::{Gid, Uid, program_can_be_known, unit_can_be_known};
 use crate::policy::{Policy, Rule, Selector};
 use crate::source::Source;
 
@@ -20,6 +21,7 @@ mod connections;
 mod error;
 mod file;
 mod grants;
+mod merge;
 mod parse;
 mod raw;
 mod show;
@@ -158,13 +160,68 @@ impl Places {
 }
 
 impl Config {
-    /// Reads and parses the file at `places.config` and what it refers to.
+    /// Reads and parses the file at `places.config`, those of `conf.d` beside it, and what they
+    /// refer to.
     ///
     /// # Errors
     /// The first thing that is wrong, in one line.
     pub fn load(places: &Places) -> Result<Self, ConfigError> {
-        let raw = file::read_toml(&places.config)?;
-        parse::config(raw, places)
+        let written = file::read_all(&places.config)?;
+        parse::config(merge::merge(&places.config, written)?, places)
+    }
+
+    /// The same for a text, as if it stood at `places.config` and there were no `conf.d`. What
+    /// the text names is still looked up: users, groups, programs, `ca_file`, `connections_file`.
+    ///
+    /// # Errors
+    /// The first thing that is wrong, in one line.
+    pub fn parse(text: &str, places: &Places) -> Result<Self, ConfigError> {
+        let written = file::parse_toml(text, &places.config)?;
+        parse::config(merge::merge(&places.config, vec![written])?, places)
+    }
+
+    /// The directory whose files add to the configuration; it need not be there.
+    pub(crate) fn conf_d(&self) -> PathBuf {
+        file::conf_d(&self.file)
+    }
+
+    /// Whether a selector asks for what stands in other processes' /proc.
+    pub(crate) fn reads_proc(&self) -> bool {
+        self.selectors().any(|(_, selector)| selector.unit.is_some())
+    }
+
+    /// The selectors that can match nobody here, and why: one line each.
+    pub(crate) fn unreadable(&self) -> Vec<String> {
+        let landlocked = harden::landlock_is_available();
+        let mut lines = Vec::new();
+        for (of, selector) in self.selectors() {
+            if let Some(exe) = &selector.exe
+                && let Err(why) = program_can_be_known(selector.uid, landlocked)
+            {
+                lines.push(format!(
+                    "{of}: exe {exe} cannot be evaluated, so it matches nobody: {why}"
+                ));
+            }
+            if let Some(unit) = &selector.unit
+                && let Err(why) = unit_can_be_known()
+            {
+                lines.push(format!(
+                    "{of}: unit {unit} cannot be evaluated, so it matches nobody: {why}"
+                ));
+            }
+        }
+        lines
+    }
+
+    fn selectors(&self) -> impl Iterator<Item = (String, &Selector)> {
+        let rules = self.rules.iter().flat_map(|rule| {
+            let redeemers = rule.redeemers.iter();
+            let redeemers = redeemers
+                .map(|selector| (format!("redeemers of the grant {}", rule.name), selector));
+            [(format!("grant {}", rule.name), &rule.peer)].into_iter().chain(redeemers)
+        });
+        let operators = self.operators.iter();
+        rules.chain(operators.map(|selector| ("broker.operators".to_owned(), selector)))
     }
 
     /// The effective configuration as TOML, nothing secret in it.
@@ -223,5 +280,192 @@ impl Config {
     /// Files that the sandbox must let the broker read.
     pub(crate) fn secret_files(&self) -> impl Iterator<Item = &Path> {
         self.connections.values().filter_map(|configured| configured.source.file())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::{PermissionsExt as _, symlink};
+    use std::path::Path;
+
+    use super::*;
+    use crate::connection::ConnectionName;
+    use crate::peer::Peer;
+    use crate::policy::{Action, Decision};
+
+    const MAIN: &str = r#"
+        [connections.main_db]
+        type = "postgresql"
+        host = "localhost"
+        database = "mydb"
+        secret = { file = "/secret" }
+        tls = { mode = "disable" }
+    "#;
+    const GRANT: &str = r#"
+        [[grants]]
+        peer = { uid = 10 }
+        connections = ["main_db"]
+        may = ["open"]
+    "#;
+
+    /// A `broker.toml` and its `conf.d`, which nobody else can write to.
+    struct Etc(tempfile::TempDir);
+
+    impl Etc {
+        fn new(main: &str) -> Self {
+            let etc = Self(tempfile::tempdir().unwrap());
+            fs::create_dir(etc.path("conf.d")).unwrap();
+            fs::set_permissions(etc.path("conf.d"), fs::Permissions::from_mode(0o755)).unwrap();
+            etc.with("broker.toml", main)
+        }
+
+        fn with(self, name: &str, text: &str) -> Self {
+            fs::write(self.path(name), text).unwrap();
+            self.mode(name, 0o644)
+        }
+
+        fn mode(self, name: &str, mode: u32) -> Self {
+            fs::set_permissions(self.path(name), fs::Permissions::from_mode(mode)).unwrap();
+            self
+        }
+
+        fn path(&self, name: &str) -> PathBuf {
+            self.0.path().join(name)
+        }
+
+        fn load(&self) -> Result<Config, String> {
+            let loaded = Config::load(&Places::find(Some(self.path("broker.toml"))));
+            // The directory has another name each time.
+            let root = self.0.path().display().to_string();
+            loaded.map_err(|error| error.to_string().replace(&root, "ETC"))
+        }
+    }
+
+    #[test]
+    fn grants_and_connections_of_all_files_add_up() {
+        let other = MAIN.replace("main_db", "other_db");
+        let etc = Etc::new(MAIN)
+            .with("conf.d/10-grants.toml", &GRANT.replace("main_db", "other_db"))
+            .with("conf.d/20-other.toml", &format!("{other}\n[limits]\nsessions = 3\n"))
+            .with("conf.d/30-grants.toml", GRANT)
+            .with("conf.d/.hidden.toml", "nonsense")
+            .with("conf.d/README", "nonsense");
+        let mut config = etc.load().unwrap();
+        assert_eq!(config.limits.sessions, 3);
+        assert_eq!(config.connections.len(), 2);
+        let policy = config.take_policy();
+        let grant = |name: &str| {
+            let (peer, name) =
+                (Peer::dangerous_for_test(10, 10, &[]), ConnectionName::parse(name).unwrap());
+            match policy.decide(&peer, Action::Open, &name) {
+                Decision::Allow(grant) => grant.rule().to_owned(),
+                Decision::Deny(denial) => panic!("{denial:?}"),
+            }
+        };
+        assert_eq!(grant("other_db"), "10-grants.toml:grants[0]");
+        assert_eq!(grant("main_db"), "30-grants.toml:grants[0]");
+    }
+
+    #[test]
+    fn a_fault_names_the_file_that_it_is_in() {
+        let bad_grant = GRANT.replace("main_db", "no_db");
+        let cases = [
+            (
+                "a.toml",
+                MAIN,
+                "ETC/conf.d/a.toml: connections.main_db: is also in ETC/broker.toml: keep one of them",
+            ),
+            (
+                "a.toml",
+                "\n[limits]\nsessions = 0\n",
+                "ETC/conf.d/a.toml: limits.sessions: must be at least 1",
+            ),
+            (
+                "a.toml",
+                "\n\n[limit]\n",
+                "ETC/conf.d/a.toml:3: limit: unknown field `limit`, expected one of `config_version`, `broker`, `arena`, `audit`, `handles`, `limits`, `connections`, `grants`",
+            ),
+            ("a.toml", "nonsense\n", "ETC/conf.d/a.toml:1: key with no value, expected `=`"),
+            (
+                "a.toml",
+                &bad_grant,
+                "ETC/conf.d/a.toml: grants[0].connections: there is no connection \"no_db\": add [connections.no_db], or correct it",
+            ),
+            (
+                "a.toml",
+                "config_version = 3",
+                "ETC/conf.d/a.toml: config_version: is 3 and this broker reads version 1",
+            ),
+            (
+                "a.toml",
+                "[broker]\nconnections_file = \"none.json\"",
+                "ETC/conf.d/none.json: cannot read the configuration: No such file or directory (os error 2)",
+            ),
+        ];
+        for (name, text, expected) in cases {
+            let etc = Etc::new(MAIN).with(&format!("conf.d/{name}"), text);
+            assert_eq!(etc.load().unwrap_err(), expected);
+        }
+        let twice = Etc::new("[limits]\n")
+            .with("conf.d/b.toml", "[handles]\n")
+            .with("conf.d/a.toml", "[handles]\n");
+        assert_eq!(
+            twice.load().unwrap_err(),
+            "ETC/conf.d/b.toml: handles: is also in ETC/conf.d/a.toml: keep it in one of them"
+        );
+    }
+
+    #[test]
+    fn who_can_write_to_conf_d_writes_the_configuration() {
+        let etc = || Etc::new(MAIN).with("conf.d/a.toml", GRANT);
+        assert!(etc().load().is_ok());
+        assert_eq!(
+            etc().mode("conf.d", 0o777).load().unwrap_err(),
+            "ETC/conf.d: others can write to it (mode 0777): chmod go-w it"
+        );
+        assert_eq!(
+            etc().mode("conf.d/a.toml", 0o666).load().unwrap_err(),
+            "ETC/conf.d/a.toml: others can write to it (mode 0666): chmod go-w it"
+        );
+        let no_file = etc();
+        fs::create_dir(no_file.path("conf.d/b.toml")).unwrap();
+        assert_eq!(no_file.load().unwrap_err(), "ETC/conf.d/b.toml: is not a regular file");
+        let dangling = etc();
+        symlink(Path::new("/no/such/file"), dangling.path("conf.d/b.toml")).unwrap();
+        assert!(dangling.load().unwrap_err().starts_with("ETC/conf.d/b.toml: cannot read"));
+        let no_directory = etc();
+        fs::remove_dir_all(no_directory.path("conf.d")).unwrap();
+        assert!(no_directory.load().is_ok());
+        let no_directory = no_directory.with("conf.d", "");
+        assert_eq!(no_directory.load().unwrap_err(), "ETC/conf.d: is not a directory");
+    }
+
+    #[test]
+    fn conf_d_has_a_bound() {
+        let mut etc = Etc::new(MAIN);
+        for number in 0..256 {
+            etc = etc.with(&format!("conf.d/{number}.toml"), "");
+        }
+        assert!(etc.load().is_ok());
+        let etc = etc.with("conf.d/one-more.toml", "");
+        assert_eq!(etc.load().unwrap_err(), "ETC/conf.d: has more than 256 files");
+    }
+
+    #[test]
+    fn what_is_shown_can_be_read_again() {
+        let text = format!(
+            "{MAIN}{}",
+            GRANT.replace("uid = 10", r#"uid = 10, exe = "/bin/sh", unit = "app.service""#)
+        );
+        let places = Places::find(Some("/etc/credbroker/broker.toml".into()));
+        if crate::peer::pidfd_is_available() {
+            let shown = Config::parse(&text, &places).unwrap().show();
+            assert!(
+                shown.starts_with("# warning: grant grants[0]: exe /bin/sh cannot be evaluated, so it matches nobody: "),
+                "{shown}"
+            );
+            assert_eq!(Config::parse(&shown, &places).unwrap().show(), shown);
+        }
     }
 }

@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub(crate) use self::admin::{ConnectionView, HandleFilter, Probe, Status, SuspendedNow};
-pub(crate) use self::explain::{Asked, Explained, Question};
+pub(crate) use self::explain::{Asked, Explained, Question, Who};
 pub(crate) use self::handles::Named;
 use self::limits::{Rates, Verb};
 pub(crate) use self::opening::{Closing, Opening, Permit, Session};

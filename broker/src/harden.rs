@@ -14,7 +14,7 @@ use rustix::process::{
 use rustix::thread::set_no_new_privs;
 use thiserror::Error;
 
-pub(crate) use self::landlock::Paths;
+pub(crate) use self::landlock::{Paths, is_available as landlock_is_available};
 use crate::sys;
 
 mod caps;

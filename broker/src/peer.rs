@@ -5,18 +5,37 @@
 //! process that called connect(2), wherever its descriptor is passed later (unix(7)).
 
 use std::fmt;
-use std::os::fd::AsFd;
-use std::sync::Arc;
+use std::os::fd::AsFd as _;
+use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use tokio_util::sync::CancellationToken;
 
+use self::evidence::Gathered;
+pub use self::evidence::{FileId, Program, Unit, Unknown};
+pub(crate) use self::evidence::{program_can_be_known, unit_can_be_known};
 pub(crate) use self::listener::{Accepted, Accepting, SocketAccess};
-pub use self::listener::{BindError, Listener};
+pub use self::listener::{BindError, Kind, Listener};
 use self::pidfd::PidFd;
 
+mod evidence;
 mod listener;
 mod pidfd;
+
+/// `DEFAULT_OVERFLOWUID` and `DEFAULT_OVERFLOWGID` of the kernel.
+const OVERFLOW: u32 = 65534;
+
+/// Reads which ids stand for everybody who is not mapped, before the sandbox closes these files.
+pub(crate) fn learn_overflow_ids() {
+    let _ = (Uid(0).is_overflow(), Gid(0).is_overflow());
+}
+
+/// A number below /proc/sys/kernel.
+fn setting(name: &str) -> Option<u32> {
+    let text = std::fs::read_to_string(format!("/proc/sys/kernel/{name}")).ok()?;
+    text.trim().parse().ok()
+}
 
 /// A user id, as the kernel gives it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -27,9 +46,14 @@ pub struct Uid(u32);
 pub struct Gid(u32);
 
 impl Uid {
-    /// What the kernel shows for a user that the reader's namespace does not map
-    /// (/proc/sys/kernel/overflowuid): nobody in particular, so never an identity.
-    pub const OVERFLOW: Self = Self(65534);
+    /// Whether the kernel shows this for every user that the reader's namespace does not map: it
+    /// is nobody in particular, so never an identity. 65534 is that by default and by name on
+    /// every system, /proc/sys/kernel/overflowuid what it is on this one.
+    #[must_use]
+    pub fn is_overflow(self) -> bool {
+        static HERE: OnceLock<Option<u32>> = OnceLock::new();
+        self.0 == OVERFLOW || Some(self.0) == *HERE.get_or_init(|| setting("overflowuid"))
+    }
 
     /// The uid as a number.
     #[must_use]
@@ -55,6 +79,13 @@ impl Gid {
     #[must_use]
     pub fn as_raw(self) -> u32 {
         self.0
+    }
+
+    /// The same for groups: /proc/sys/kernel/overflowgid.
+    #[must_use]
+    pub fn is_overflow(self) -> bool {
+        static HERE: OnceLock<Option<u32>> = OnceLock::new();
+        self.0 == OVERFLOW || Some(self.0) == *HERE.get_or_init(|| setting("overflowgid"))
     }
 
     /// A gid that an operator wrote.
@@ -95,6 +126,7 @@ struct Inner {
     /// Absent when the peer lives in a PID namespace that this process cannot see into.
     pid: Option<i32>,
     pidfd: Option<PidFd>,
+    gathered: Arc<Gathered>,
     watched: AtomicBool,
     /// Cancelled when nobody refers to this peer any more.
     gone: CancellationToken,
@@ -126,6 +158,7 @@ impl Peer {
                 groups,
                 pid,
                 pidfd,
+                gathered: Arc::default(),
                 watched: AtomicBool::new(false),
                 gone,
             }),
@@ -174,18 +207,43 @@ impl Peer {
         self.inner.pidfd.as_ref().is_none_or(PidFd::is_alive)
     }
 
-    /// Whether both are the same process.
+    /// The program that the process runs, by what the kernel lets this process see of it. Read at
+    /// most once, when somebody asks first.
+    ///
+    /// # Errors
+    /// Why it is not known.
+    pub fn exe(&self) -> Result<FileId, Unknown> {
+        self.inner.gathered.program(self.inner.pidfd.as_ref())
+    }
+
+    /// The system service that the process belongs to; `None` when it belongs to none. Read at
+    /// most once, when somebody asks first.
+    ///
+    /// # Errors
+    /// Why it is not known.
+    pub fn unit(&self) -> Result<Option<&Unit>, Unknown> {
+        self.inner.gathered.unit(self.inner.pidfd.as_ref())
+    }
+
+    /// Whether both connected from one process, for certain: where the kernel gives no pidfd, or
+    /// either is a [`Peer::without_process`], the answer is no.
     pub(crate) fn same_process(&self, other: &Self) -> bool {
-        self.id() == other.id()
+        match (&self.inner.pidfd, &other.inner.pidfd) {
+            (Some(own), Some(other)) => own.is_same_process(other),
+            (None, _) | (_, None) => false,
+        }
     }
 
     /// The same peer without its process: for what outlives the connection and must not keep a
-    /// descriptor open for it.
+    /// descriptor open for it. What has been read of the process stays.
     pub(crate) fn without_process(&self) -> Self {
-        let Inner { id, uid, gid, ref groups, pid, .. } = *self.inner;
-        let groups = groups.clone();
+        let Inner { id, uid, gid, ref groups, pid, ref gathered, .. } = *self.inner;
+        let (groups, gathered) = (groups.clone(), Arc::clone(gathered));
         let (watched, gone) = (AtomicBool::new(true), CancellationToken::new());
-        Self { inner: Arc::new(Inner { id, uid, gid, groups, pid, pidfd: None, watched, gone }) }
+        let pidfd = None;
+        Self {
+            inner: Arc::new(Inner { id, uid, gid, groups, pid, pidfd, gathered, watched, gone }),
+        }
     }
 
     /// Whether the kernel gave a way to learn that the process exits.
@@ -222,9 +280,11 @@ pub(crate) enum Watch {
     Impossible,
 }
 
-/// Whether this kernel answers SO_PEERPIDFD.
-pub(crate) fn pidfd_is_supported(socket: &impl AsFd) -> bool {
-    matches!(pidfd::peer_process(socket.as_fd()), Ok(pidfd::PeerProcess::Known(_)))
+/// Whether this kernel answers SO_PEERPIDFD (Linux 6.5).
+pub(crate) fn pidfd_is_available() -> bool {
+    UnixStream::pair().is_ok_and(|(ours, _theirs)| {
+        matches!(pidfd::peer_process(ours.as_fd()), Ok(pidfd::PeerProcess::Known(_)))
+    })
 }
 
 /// Waits for a peer's process to exit, as long as somebody refers to that peer.

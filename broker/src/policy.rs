@@ -1,18 +1,24 @@
-//! Who may do what: pure, deny by default.
+//! Who may do what: pure, deny by default. What must be read of a peer's process is read by the
+//! peer, when a selector asks and never before.
 //!
 //! [`Policy::decide`] is the only maker of a [`Grant`], and every verb of the core takes one.
 //! A denial carries a reason for the operator's eyes; the caller never learns it.
+//! [`Policy::explain`] tells an operator more, by the same checks.
 
 #![forbid(unsafe_code)]
 
 use std::fmt;
 use std::time::Duration;
 
+pub use self::evidence::{Described, Evidence, Missing};
+pub use self::explain::{Considered, Explanation};
 pub use self::rule::{Action, Actions, Rule, RuleLimits};
 pub use self::selector::{Pattern, Selector};
 use crate::connection::ConnectionName;
 use crate::peer::{Peer, Uid};
 
+mod evidence;
+mod explain;
 mod rule;
 mod selector;
 
@@ -33,6 +39,21 @@ pub struct Grant {
     action: Action,
     connection: ConnectionName,
     limits: RuleLimits,
+}
+
+/// Proof that a peer is an operator; only [`Policy::operator`] makes one.
+#[must_use]
+#[derive(Clone, Debug)]
+pub struct Operator {
+    peer: Peer,
+}
+
+impl Operator {
+    /// Who it is.
+    #[must_use]
+    pub fn peer(&self) -> &Peer {
+        &self.peer
+    }
 }
 
 /// The answer of the policy.
@@ -60,6 +81,8 @@ pub struct Denial {
 pub enum DenyReason {
     /// No grant matches.
     NoGrant,
+    /// It is no operator.
+    NoOperator,
     /// A uid that stands for nobody in particular.
     OverflowUid,
     /// The broker's own uid: between it and the broker there is no boundary.
@@ -72,6 +95,7 @@ impl fmt::Display for DenyReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::NoGrant => "no_grant",
+            Self::NoOperator => "no_operator",
             Self::OverflowUid => "overflow_uid",
             Self::OwnUid => "own_uid",
             Self::RedeemerNotNamed => "redeemer_not_named",
@@ -117,56 +141,6 @@ impl Grant {
     }
 }
 
-// PROVISIONAL
-#[derive(Clone, Debug)]
-pub(crate) struct Operator(Peer);
-impl Operator {
-    pub(crate) fn peer(&self) -> &Peer {
-        &self.0
-    }
-}
-#[derive(Clone, Debug)]
-pub(crate) struct Described {
-    pub(crate) uid: Uid,
-    pub(crate) gid: Option<crate::peer::Gid>,
-    pub(crate) groups: Vec<crate::peer::Gid>,
-    pub(crate) exe: Option<String>,
-    pub(crate) unit: Option<String>,
-}
-impl Described {
-    pub(crate) fn of(peer: &Peer) -> Self {
-        Self {
-            uid: peer.uid(),
-            gid: Some(peer.gid()),
-            groups: peer.groups().to_vec(),
-            exe: None,
-            unit: None,
-        }
-    }
-}
-#[derive(Clone, Debug)]
-pub(crate) struct Considered {
-    pub(crate) grant: String,
-    pub(crate) missing: Vec<String>,
-}
-#[derive(Clone, Debug)]
-pub(crate) struct Explanation {
-    pub(crate) allowed: Option<Grant>,
-    pub(crate) considered: Vec<Considered>,
-    pub(crate) advice: Vec<String>,
-}
-impl Policy {
-    pub(crate) fn operator(&self, peer: &Peer) -> Option<Operator> {
-        self.is_operator(peer).then(|| Operator(peer.clone()))
-    }
-    pub(crate) fn no_operator(&self, _: &Peer) -> Denial {
-        Denial { reason: DenyReason::NoGrant, nearest: None }
-    }
-    pub(crate) fn explain(&self, _: &Described, _: Action, _: &ConnectionName) -> Explanation {
-        Explanation { allowed: None, considered: vec![], advice: vec![] }
-    }
-}
-
 impl Policy {
     /// `denied_own` is the broker's own uid, unless `broker.allow_own_uid` is set.
     #[must_use]
@@ -197,6 +171,9 @@ impl Policy {
         redeemer: Uid,
         connection: &ConnectionName,
     ) -> Decision {
+        if Some(redeemer) == self.denied_own {
+            return Decision::Deny(Denial { reason: DenyReason::OwnUid, nearest: None });
+        }
         self.issued_for(holder, connection, |selector| selector.may_be(redeemer))
     }
 
@@ -278,17 +255,38 @@ impl Policy {
             .collect()
     }
 
-    /// Whether `peer` is an operator.
+    /// Whether `peer` is an operator, for telling and not for acting: see [`Policy::operator`].
     #[must_use]
     pub fn is_operator(&self, peer: &Peer) -> bool {
-        peer.uid() != Uid::OVERFLOW && self.operators.iter().any(|selector| selector.matches(peer))
+        self.operates(peer)
     }
 
-    fn never(&self, peer: &Peer) -> Option<DenyReason> {
-        if peer.uid() == Uid::OVERFLOW {
+    /// Proof that `peer` is an operator, if it is one.
+    #[must_use]
+    pub fn operator(&self, peer: &Peer) -> Option<Operator> {
+        self.operates(peer).then(|| Operator { peer: peer.clone() })
+    }
+
+    /// The denial for a peer that is no operator.
+    pub(crate) fn no_operator(&self, peer: &Peer) -> Denial {
+        Denial { reason: self.never(peer).unwrap_or(DenyReason::NoOperator), nearest: None }
+    }
+
+    /// The broker's own uid must be meant by itself, as it is by default: with it goes nothing
+    /// that it could not take. That it happens to be in a group of operators is not enough.
+    fn operates(&self, seen: &dyn Evidence) -> bool {
+        let uid = seen.uid();
+        let own = Some(uid) == self.denied_own;
+        let meant = |selector: &Selector| !own || selector.uid == Some(uid);
+        !uid.is_overflow()
+            && self.operators.iter().any(|selector| meant(selector) && selector.matches(seen))
+    }
+
+    fn never(&self, seen: &dyn Evidence) -> Option<DenyReason> {
+        if seen.uid().is_overflow() {
             return Some(DenyReason::OverflowUid);
         }
-        (Some(peer.uid()) == self.denied_own).then_some(DenyReason::OwnUid)
+        (Some(seen.uid()) == self.denied_own).then_some(DenyReason::OwnUid)
     }
 
     fn no_grant(&self, peer: &Peer, connection: Option<&ConnectionName>) -> Denial {
@@ -303,6 +301,7 @@ impl Policy {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::peer::Gid;
 
     fn name(text: &str) -> ConnectionName {
         ConnectionName::parse(text).unwrap()
@@ -375,6 +374,7 @@ mod tests {
         assert!(redeem(11, 10));
         assert!(!redeem(11, 12));
         assert!(!redeem(10, 11));
+        assert!(!redeem(11, 99), "the broker's own uid");
         assert!(policy.is_redeemer(&Peer::dangerous_for_test(10, 10, &[]), &name("main_db")));
         assert!(!policy.is_redeemer(&Peer::dangerous_for_test(12, 12, &[]), &name("main_db")));
     }
@@ -394,5 +394,23 @@ mod tests {
         let policy = policy();
         assert!(policy.is_operator(&Peer::dangerous_for_test(0, 0, &[])));
         assert!(!policy.is_operator(&Peer::dangerous_for_test(10, 0, &[0])));
+    }
+
+    #[test]
+    fn the_own_uid_operates_only_where_it_is_meant() {
+        let (own, group) = (Uid::from_raw(99), Gid::from_raw(50));
+        let by_group = Selector { group: Some(group), ..Selector::default() };
+        let by_uid = Selector { uid: Some(own), ..Selector::default() };
+        let own_peer = Peer::dangerous_for_test(99, 99, &[50]);
+        let other = Peer::dangerous_for_test(7, 7, &[50]);
+        let policy = |operators| Policy::new(vec![], operators, Some(own));
+        assert!(policy(vec![by_group.clone()]).operator(&own_peer).is_none());
+        assert_eq!(
+            policy(vec![by_group.clone()]).operator(&other).unwrap().peer().uid(),
+            other.uid()
+        );
+        assert!(policy(vec![by_uid]).operator(&own_peer).is_some());
+        let unmapped = Peer::dangerous_for_test(65534, 7, &[50]);
+        assert!(policy(vec![by_group]).operator(&unmapped).is_none());
     }
 }

@@ -4,7 +4,6 @@
 #![forbid(unsafe_code)]
 
 use std::fmt;
-use std::os::unix::net::UnixStream;
 
 use rustix::process::{Resource, getrlimit};
 
@@ -26,11 +25,12 @@ pub(crate) struct Posture {
     pub(crate) plaintext: Vec<String>,
     /// Connections whose secret came through the broker's environment.
     pub(crate) from_environment: Vec<String>,
+    /// Selectors that can match nobody here, and why.
+    pub(crate) unreadable: Vec<String>,
 }
 
 impl Posture {
     pub(crate) fn find(config: &Config, arena: &Arena) -> Self {
-        let pidfd = UnixStream::pair().is_ok_and(|(ours, _theirs)| peer::pidfd_is_supported(&ours));
         let names = |which: fn(&crate::config::ConfiguredConnection) -> bool| {
             let picked = config.connections.iter().filter(|(_, configured)| which(configured));
             picked.map(|(name, _)| name.to_string()).collect()
@@ -38,11 +38,12 @@ impl Posture {
         Self {
             arena: arena.posture(),
             memlock: getrlimit(Resource::Memlock).current,
-            pidfd,
+            pidfd: peer::pidfd_is_available(),
             sandbox: None,
             own_uid_allowed: config.allow_own_uid,
             plaintext: names(|configured| configured.connection.is_plaintext_tcp()),
             from_environment: names(|configured| configured.source.is_environment()),
+            unreadable: config.unreadable(),
         }
     }
 
@@ -62,6 +63,9 @@ impl Posture {
         }
         if !self.from_environment.is_empty() {
             facts.push(("secrets_from_environment", brief(&self.from_environment)));
+        }
+        if !self.unreadable.is_empty() {
+            facts.push(("selectors_not_evaluated", self.unreadable.len().to_string()));
         }
         facts
     }
@@ -108,6 +112,9 @@ impl fmt::Display for Posture {
         }
         for name in &self.from_environment {
             writeln!(f, "env secret {name}: whoever started the broker has it too")?;
+        }
+        for line in &self.unreadable {
+            writeln!(f, "selector   {line}")?;
         }
         Ok(())
     }

@@ -9,23 +9,26 @@ use std::time::Duration;
 use super::parse::{At, gid, rate};
 use super::{ConfigError, ConfiguredConnection, raw};
 use crate::connection::ConnectionName;
-use crate::peer::{Gid, Uid};
+use crate::peer::{Gid, Program, Uid, Unit, pidfd_is_available};
 use crate::policy::{Pattern, Rule, RuleLimits, Selector};
 
 pub(super) fn parse(
     grants: Vec<raw::Grant>,
     file: &Path,
+    label: Option<&str>,
     connections: &BTreeMap<ConnectionName, ConfiguredConnection>,
 ) -> Result<Vec<Rule>, ConfigError> {
     let number = |(index, grant)| {
-        rule(grant, index, &At::new(file, format!("grants[{index}]")), connections)
+        let at = At::new(file, format!("grants[{index}]"));
+        let name = label.map_or_else(|| at.key.clone(), |label| format!("{label}:{}", at.key));
+        rule(grant, name, &at, connections)
     };
     grants.into_iter().enumerate().map(number).collect()
 }
 
 fn rule(
     grant: raw::Grant,
-    index: usize,
+    unnamed: String,
     at: &At<'_>,
     configured: &BTreeMap<ConnectionName, ConfiguredConnection>,
 ) -> Result<Rule, ConfigError> {
@@ -53,7 +56,7 @@ fn rule(
     }
     let max_ttl = grant.max_ttl.as_deref();
     Ok(Rule {
-        name: grant.name.unwrap_or_else(|| format!("grants[{index}]")),
+        name: grant.name.unwrap_or(unnamed),
         peer: selector(grant.peer, &at.below("peer"))?,
         connections,
         actions: grant.may.into_iter().collect(),
@@ -87,14 +90,39 @@ fn selector(given: raw::Selector, at: &At<'_>) -> Result<Selector, ConfigError> 
         (None, Some(name)) => Some(user(&name, at)?),
         (None, None) => None,
     };
-    if uid == Some(Uid::OVERFLOW) {
-        return Err(at.wrong("uid 65534 stands for every user that is not mapped, and is never matched: give the workload a uid of its own"));
+    if let Some(uid) = uid.filter(|uid| uid.is_overflow()) {
+        return Err(at.wrong(format!("uid {uid} stands for every user that is not mapped, and is never matched: give the workload a uid of its own")));
     }
-    let selector = Selector {
-        uid,
-        gid: given.gid.map(Gid::from_raw),
-        group: given.group.map(|group| gid(group, &at.below("group"))).transpose()?,
-    };
+    let group = given.group.map(|group| gid(group, &at.below("group"))).transpose()?;
+    let gid = given.gid.map(Gid::from_raw);
+    if let Some(gid) = [gid, group].into_iter().flatten().find(|gid| gid.is_overflow()) {
+        return Err(at.wrong(format!("gid {gid} stands for every group that is not mapped, and is never matched: give the workload a group of its own")));
+    }
+    // Whoever runs a program chooses what it loads and is told: it narrows a uid down, no more.
+    let narrowed = [("exe", given.exe.is_some()), ("unit", given.unit.is_some())];
+    if let Some((key, _)) = narrowed.into_iter().find(|(_, is_given)| *is_given) {
+        let at = at.below(key);
+        if uid.is_none() {
+            return Err(
+                at.wrong("narrows a uid down and is no identity: give uid or user beside it")
+            );
+        }
+        if !pidfd_is_available() {
+            return Err(at.wrong("cannot be believed on this kernel, which has no SO_PEERPIDFD (Linux 6.5 has it): select by uid, gid or group"));
+        }
+    }
+    let exe = given.exe.map(|path| {
+        let named = path.display().to_string();
+        Program::at(path).map_err(|why| at.below("exe").wrong(format!("{named:?} {why}")))
+    });
+    let unit = given.unit.map(|text| {
+        Unit::parse(&text).ok_or_else(|| {
+            at.below("unit").wrong(format!(
+                "{text:?} is not a system service: write it as \"app.service\", or with its slices as \"app.slice/app.service\""
+            ))
+        })
+    });
+    let selector = Selector { uid, gid, group, exe: exe.transpose()?, unit: unit.transpose()? };
     if selector == Selector::default() {
         return Err(at.wrong("selects nobody: give at least one of uid, user, gid, group"));
     }

@@ -2,17 +2,20 @@
 
 #![forbid(unsafe_code)]
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::raw::{NameOrId, Raw, Sink};
+use super::merge::{Merged, Part};
+use super::raw::{NameOrId, Sink};
 use super::{
-    ArenaConfig, AuditConfig, Config, ConfigError, HandleLimits, Limits, Places, connections, file,
-    grants,
+    ArenaConfig, AuditConfig, Config, ConfigError, ConfiguredConnection, HandleLimits, Limits,
+    Places, connections, file, grants,
 };
+use crate::connection::ConnectionName;
 use crate::handle::LONGEST_SPAN;
-use crate::peer::{Gid, Uid};
-use crate::policy::Selector;
+use crate::peer::{Gid, Uid, learn_overflow_ids};
+use crate::policy::{Rule, Selector};
 
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
@@ -20,6 +23,7 @@ const HOUR: Duration = Duration::from_secs(3600);
 const MAX_ARENA: usize = 1 << 30;
 
 /// Names the file and key that a value came from.
+#[derive(Debug)]
 pub(super) struct At<'a> {
     pub(super) file: &'a Path,
     pub(super) key: String,
@@ -89,16 +93,13 @@ impl<'a> At<'a> {
     }
 }
 
-pub(super) fn config(raw: Raw, places: &Places) -> Result<Config, ConfigError> {
+pub(super) fn config(merged: Merged, places: &Places) -> Result<Config, ConfigError> {
+    learn_overflow_ids();
+    let Merged { raw, files, parts } = merged;
     let path = places.config.as_path();
-    let at = |key: &str| At::new(path, key);
-    if let Some(version) = raw.config_version
-        && version != 1
-    {
-        return Err(
-            at("config_version").wrong(format!("is {version} and this broker reads version 1"))
-        );
-    }
+    let at = |key: &str| files.at(key);
+    let connections_file = raw.broker.connections_file.clone();
+    let beside = at("broker.connections_file").file.parent().unwrap_or(Path::new("/")).to_owned();
 
     let state_dir = at("broker.state_dir").absolute(raw.broker.state_dir, &places.state_dir)?;
     let own = Uid::own();
@@ -126,17 +127,7 @@ pub(super) fn config(raw: Raw, places: &Places) -> Result<Config, ConfigError> {
         return Err(at("handles.default_ttl").wrong("is longer than handles.max_ttl"));
     }
 
-    let mut configured = connections::parse(raw.connections, path)?;
-    if let Some(named) = raw.broker.connections_file {
-        let json = path.parent().unwrap_or(Path::new("/")).join(named);
-        for (name, more) in connections::parse(file::read_connections(&json)?.connections, &json)? {
-            let key = format!("connections.{name}");
-            if configured.insert(name, more).is_some() {
-                return Err(At::new(&json, key)
-                    .wrong(format!("is also in {}: keep one of them", path.display())));
-            }
-        }
-    }
+    let (configured, rules) = connections_and_grants(parts, connections_file, &beside)?;
 
     let runtime_dir =
         at("broker.runtime_dir").absolute(raw.broker.runtime_dir, &places.runtime_dir)?;
@@ -186,10 +177,44 @@ pub(super) fn config(raw: Raw, places: &Places) -> Result<Config, ConfigError> {
                 .duration(raw.limits.queue_timeout.as_deref(), Duration::from_secs(1))?,
             handles: at("limits.handles").positive(raw.limits.handles, 10_000)?,
         },
-        rules: grants::parse(raw.grants, path, &configured)?,
+        rules,
         operators,
         connections: configured,
     })
+}
+
+/// The sum of all files. A grant may be for a connection of any of them.
+fn connections_and_grants(
+    parts: Vec<Part>,
+    connections_file: Option<PathBuf>,
+    beside: &Path,
+) -> Result<(BTreeMap<ConnectionName, ConfiguredConnection>, Vec<Rule>), ConfigError> {
+    let mut configured = BTreeMap::new();
+    let mut came_from: BTreeMap<ConnectionName, PathBuf> = BTreeMap::new();
+    let mut add = |given, file: &Path| {
+        for (name, more) in connections::parse(given, file)? {
+            if let Some(first) = came_from.insert(name.clone(), file.to_owned()) {
+                return Err(At::new(file, format!("connections.{name}"))
+                    .wrong(format!("is also in {}: keep one of them", first.display())));
+            }
+            configured.insert(name, more);
+        }
+        Ok(())
+    };
+    let mut given = Vec::new();
+    for Part { file, label, connections, grants } in parts {
+        add(connections, &file)?;
+        given.push((file, label, grants));
+    }
+    if let Some(named) = connections_file {
+        let json = beside.join(named);
+        add(file::read_connections(&json)?.connections, &json)?;
+    }
+    let mut rules = Vec::new();
+    for (file, label, grants) in given {
+        rules.extend(grants::parse(grants, &file, label.as_deref(), &configured)?);
+    }
+    Ok((configured, rules))
 }
 
 pub(super) fn rate(number: Option<u32>, at: &At<'_>) -> Result<Option<u32>, ConfigError> {

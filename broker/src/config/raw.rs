@@ -135,6 +135,8 @@ pub(super) struct Selector {
     pub(super) user: Option<String>,
     pub(super) gid: Option<u32>,
     pub(super) group: Option<NameOrId>,
+    pub(super) exe: Option<PathBuf>,
+    pub(super) unit: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]

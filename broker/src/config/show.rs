@@ -29,7 +29,9 @@ pub(super) fn toml(config: &Config) -> String {
         config.rules.iter().map(|rule| Value::Table(grant(rule))).collect::<Vec<_>>().into(),
     );
     // Every value above is one that TOML has.
-    ::toml::to_string(&root).unwrap_or_default()
+    let text = ::toml::to_string(&root).unwrap_or_default();
+    let warnings = config.unreadable().into_iter().map(|line| format!("# warning: {line}\n"));
+    warnings.chain([text]).collect()
 }
 
 fn broker(config: &Config) -> Table {
@@ -179,7 +181,15 @@ fn selector(selector: &Selector) -> Table {
         ("gid", selector.gid.map(|gid| gid.as_raw())),
         ("group", selector.group.map(|gid| gid.as_raw())),
     ];
-    parts.into_iter().filter_map(|(key, id)| Some((key.to_owned(), number(id?)))).collect()
+    let ids = parts.into_iter().filter_map(|(key, id)| Some((key.to_owned(), number(id?))));
+    let mut table: Table = ids.collect();
+    if let Some(exe) = &selector.exe {
+        table.insert("exe".into(), exe.to_string().into());
+    }
+    if let Some(unit) = &selector.unit {
+        table.insert("unit".into(), unit.to_string().into());
+    }
+    table
 }
 
 fn one(key: &str, value: String) -> Value {

@@ -11,7 +11,7 @@ use super::{Core, Refusal, Why};
 use crate::audit::Seq;
 use crate::connection::ConnectionName;
 use crate::peer::Peer;
-use crate::policy::{Action, Described, Explanation, Operator};
+use crate::policy::{Action, Described, Evidence, Explanation, Operator};
 
 /// Refusals that are remembered; the audit log has all of them.
 const REMEMBERED: usize = 4096;
@@ -44,10 +44,28 @@ pub(crate) enum Question {
     Peer { peer: Described, action: Action, connection: String },
 }
 
+/// Whom it is about.
+#[derive(Clone, Debug)]
+pub(crate) enum Who {
+    /// As the kernel described it when it asked. Without its process.
+    Peer(Peer),
+    /// As an operator describes it.
+    Described(Described),
+}
+
+impl Who {
+    pub(crate) fn evidence(&self) -> &dyn Evidence {
+        match self {
+            Self::Peer(peer) => peer,
+            Self::Described(described) => described,
+        }
+    }
+}
+
 /// The answer.
 #[derive(Debug)]
 pub(crate) struct Explained {
-    pub(crate) peer: Described,
+    pub(crate) who: Who,
     pub(crate) asked: Asked,
     /// Of a refusal: why, and when.
     pub(crate) refused: Option<(String, SystemTime)>,
@@ -60,7 +78,7 @@ pub(crate) struct Explained {
 struct Remember {
     seq: Seq,
     at: SystemTime,
-    peer: Described,
+    peer: Peer,
     asked: Asked,
     reason: String,
 }
@@ -81,7 +99,7 @@ impl Remembered {
         if ring.len() == REMEMBERED {
             ring.pop_front();
         }
-        let (at, peer) = (SystemTime::now(), Described::of(peer));
+        let (at, peer) = (SystemTime::now(), peer.without_process());
         ring.push_back(Remember { seq, at, peer, asked, reason: reason.to_owned() });
     }
 
@@ -107,11 +125,12 @@ impl Core {
                 };
                 let Remember { at, peer, asked, reason, .. } = refusal;
                 let explanation = self.judge(&peer, &asked);
+                let who = Who::Peer(peer);
                 let mut advice = advice(&reason, &asked);
                 if let Some(explanation) = &explanation {
                     advice.extend(explanation.advice.iter().cloned());
                 }
-                Ok(Explained { peer, asked, refused: Some((reason, at)), explanation, advice })
+                Ok(Explained { who, asked, refused: Some((reason, at)), explanation, advice })
             }
             Question::Peer { peer, action, connection } => {
                 let name =
@@ -125,12 +144,13 @@ impl Core {
                             .to_owned(),
                     ],
                 };
-                Ok(Explained { peer, asked, refused: None, explanation, advice })
+                let who = Who::Described(peer);
+                Ok(Explained { who, asked, refused: None, explanation, advice })
             }
         }
     }
 
-    fn judge(&self, peer: &Described, asked: &Asked) -> Option<Explanation> {
+    fn judge(&self, peer: &dyn Evidence, asked: &Asked) -> Option<Explanation> {
         let (action, connection) = (asked.action?, asked.connection.as_ref()?);
         Some(self.settings().policy.explain(peer, action, connection))
     }

@@ -105,7 +105,7 @@ impl Core {
         if peer.uid() == Uid::own() {
             warnings.push("you run with the broker's own uid: between you and its secrets there is no boundary".to_owned());
         }
-        if peer.uid() == Uid::OVERFLOW {
+        if peer.uid().is_overflow() {
             warnings.push(
                 "your uid is not mapped in the broker's user namespace, so no grant can match you"
                     .to_owned(),

@@ -87,6 +87,12 @@ const SYSTEM_READ: &[&str] = &[
 /// DNS answers that do not fit a datagram come over TCP.
 const DNS: u16 = 53;
 
+/// Whether this kernel enforces any of it.
+pub(crate) fn is_available() -> bool {
+    let ruleset = Ruleset::default().set_compatibility(CompatLevel::HardRequirement);
+    ruleset.handle_access(AccessFs::Execute).and_then(Ruleset::create).is_ok()
+}
+
 pub(super) fn restrict(paths: &Paths) -> io::Result<Enforced> {
     // The newest rules this code was written against; older kernels enforce what they know.
     let abi = ABI::V5;

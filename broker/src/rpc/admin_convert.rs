@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+use std::path::PathBuf;
 use std::time::SystemTime;
 
 use credbroker_proto::v1;
@@ -12,12 +13,12 @@ use tonic::Status;
 use super::convert::{Bad, count, span_of};
 use crate::audit::{Followed, Seq};
 use crate::core::{
-    ConnectionView, Explained, HandleFilter, Question, Status as BrokerStatus, SuspendedNow,
+    ConnectionView, Explained, HandleFilter, Question, Status as BrokerStatus, SuspendedNow, Who,
 };
 use crate::credential::CredentialView;
 use crate::door::postgres::Validated;
 use crate::handle::HandleId;
-use crate::peer::{Gid, Uid};
+use crate::peer::{Gid, Uid, Unit};
 use crate::policy::{Action, Described};
 use crate::session::{Right, SessionView};
 
@@ -145,8 +146,8 @@ pub(super) fn question(request: v1::ExplainAccessRequest) -> Result<Question, Ba
                 uid: Uid::from_raw(uid),
                 gid: gid.map(Gid::from_raw),
                 groups: groups.into_iter().map(Gid::from_raw).collect(),
-                exe,
-                unit,
+                exe: exe.map(PathBuf::from),
+                unit: unit.map(|unit| unit_of(&unit)).transpose()?,
             };
             Ok(Question::Peer { peer, action, connection })
         }
@@ -154,26 +155,41 @@ pub(super) fn question(request: v1::ExplainAccessRequest) -> Result<Question, Ba
     }
 }
 
+fn unit_of(text: &str) -> Result<Unit, Bad> {
+    let must = "be the name of a system service: NAME.service";
+    Unit::parse(text).ok_or(Bad { field: "peer.unit", must })
+}
+
+fn description(who: &Who) -> v1::PeerDescription {
+    let evidence = who.evidence();
+    let exe = match who {
+        Who::Described(described) => described.exe.as_deref(),
+        // The kernel told a file, and not its path.
+        Who::Peer(_) => None,
+    };
+    v1::PeerDescription {
+        uid: evidence.uid().as_raw(),
+        gid: evidence.gid().map(Gid::as_raw),
+        groups: evidence.groups().iter().copied().map(Gid::as_raw).collect(),
+        exe: exe.map(|path| path.display().to_string()),
+        unit: evidence.unit().ok().flatten().map(ToString::to_string),
+    }
+}
+
 pub(super) fn explained(explained: Explained) -> v1::ExplainAccessResponse {
-    let Explained { peer, asked, refused, explanation, advice } = explained;
+    let Explained { who, asked, refused, explanation, advice } = explained;
     let (reason, at): (String, Option<SystemTime>) = match refused {
         Some((reason, at)) => (reason, Some(at)),
         None => (String::new(), None),
     };
     let allowed = explanation.as_ref().and_then(|explanation| explanation.allowed.as_ref());
-    let grant = allowed.map(|grant| grant.rule().to_owned());
+    let grant = allowed.cloned();
     let considered = explanation.map(|explanation| explanation.considered).unwrap_or_default();
     v1::ExplainAccessResponse {
         allowed: grant.is_some(),
         grant: grant.unwrap_or_default(),
         reason,
-        peer: Some(v1::PeerDescription {
-            uid: peer.uid.as_raw(),
-            gid: peer.gid.map(Gid::as_raw),
-            groups: peer.groups.into_iter().map(Gid::as_raw).collect(),
-            exe: peer.exe,
-            unit: peer.unit,
-        }),
+        peer: Some(description(&who)),
         action: asked.action.map(|action| action.to_string()).unwrap_or_default(),
         connection: asked.connection.map(|name| name.to_string()).unwrap_or_default(),
         considered: considered
