@@ -7,6 +7,7 @@ use std::borrow::Borrow;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
@@ -64,6 +65,8 @@ pub struct Connection {
     pub(crate) tls: Tls,
     pub(crate) startup: StartupFilter,
     pub(crate) replication: bool,
+    /// How long sessions of a replaced credential may stay.
+    pub(crate) rotation_grace: Duration,
 }
 
 /// Where the server is.
@@ -194,6 +197,7 @@ pub(crate) mod tests {
                 StartupFilter::DEFAULT.iter().map(ToString::to_string).collect(),
             ),
             replication: false,
+            rotation_grace: Duration::from_secs(300),
         }
     }
 

@@ -2,17 +2,20 @@
 
 #![forbid(unsafe_code)]
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::raw::{NameOrId, Raw, Sink};
 use super::{
-    ArenaConfig, AuditConfig, Config, ConfigError, HandleLimits, Limits, Places, connections, file,
-    grants,
+    ArenaConfig, AuditConfig, Config, ConfigError, ConfiguredConnection, HandleLimits, Limits,
+    Places, connections, file, grants,
 };
+use crate::connection::ConnectionName;
 use crate::handle::LONGEST_SPAN;
 use crate::peer::{Gid, Uid};
-use crate::policy::Selector;
+use crate::policy::{Action, Rule, Selector};
+use crate::source::SourceKind;
 
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
@@ -56,6 +59,17 @@ impl<'a> At<'a> {
                 "is not a span of time: of at most a year: write it as \"30s\", \"10m\" or \"12h\"",
             )
         })
+    }
+
+    pub(super) fn duration_or_zero(
+        &self,
+        text: Option<&str>,
+        default: Duration,
+    ) -> Result<Duration, ConfigError> {
+        match text.map(humantime::parse_duration) {
+            Some(Ok(Duration::ZERO)) => Ok(Duration::ZERO),
+            _ => self.duration(text, default),
+        }
     }
 
     fn size(&self, text: Option<&str>, default: usize) -> Result<usize, ConfigError> {
@@ -138,6 +152,9 @@ pub(super) fn config(raw: Raw, places: &Places) -> Result<Config, ConfigError> {
         }
     }
 
+    let rules = grants::parse(raw.grants, path, &configured)?;
+    need_secrets(&configured, &rules)?;
+
     Ok(Config {
         file: path.to_owned(),
         runtime_dir: at("broker.runtime_dir")
@@ -175,10 +192,30 @@ pub(super) fn config(raw: Raw, places: &Places) -> Result<Config, ConfigError> {
                 .duration(raw.limits.queue_timeout.as_deref(), Duration::from_secs(1))?,
             handles: at("limits.handles").positive(raw.limits.handles, 10_000)?,
         },
-        rules: grants::parse(raw.grants, path, &configured)?,
+        rules,
         operators,
         connections: configured,
     })
+}
+
+/// A connection without a secret is one for peers that bring their own, if any may.
+fn need_secrets(
+    connections: &BTreeMap<ConnectionName, ConfiguredConnection>,
+    rules: &[Rule],
+) -> Result<(), ConfigError> {
+    let registers = |name: &ConnectionName| {
+        let mut those = rules.iter().filter(|rule| rule.actions.contains(Action::Register));
+        those.any(|rule| rule.connections.iter().any(|pattern| pattern.matches(name.as_str())))
+    };
+    for (name, configured) in connections {
+        let source = &configured.source;
+        if source.kind == SourceKind::Absent && !registers(name) {
+            return Err(At::new(&source.config, source.key.clone()).wrong(
+                "is missing: write secret = { file = \"…\" } or { store = true }, or let a grant register",
+            ));
+        }
+    }
+    Ok(())
 }
 
 pub(super) fn rate(number: Option<u32>, at: &At<'_>) -> Result<Option<u32>, ConfigError> {
