@@ -27,6 +27,7 @@ use crate::exit::Exit;
 use crate::handle::ExpiryQueue;
 use crate::harden::{self, HardenError, Inherited, Paths};
 use crate::health::{self, Unhealthy};
+use crate::keeper::{Keeper, KeeperError};
 use crate::peer::{BindError, Listener, SocketAccess};
 use crate::posture::Posture;
 use crate::rpc::Audience;
@@ -50,6 +51,8 @@ enum StartError {
     Harden(#[from] HardenError),
     #[error(transparent)]
     Config(#[from] ConfigError),
+    #[error(transparent)]
+    Keeper(#[from] KeeperError),
     #[error(transparent)]
     Arena(#[from] RegionError),
     #[error(transparent)]
@@ -125,19 +128,24 @@ fn run(places: &Places) -> Result<(), StartError> {
         .enable_all()
         .build()
         .map_err(StartError::Runtime)?;
-    serve(app, &runtime).map_err(StartError::Runtime)
+    let served = serve(app, &runtime).map_err(StartError::Runtime);
+    // A read that hangs, as on a dead network disk, does not keep the process.
+    runtime.shutdown_timeout(SETTLE_WITHIN);
+    served
 }
 
 /// From nothing to a broker that could serve. No thread is started in here.
 fn start(places: &Places) -> Result<App, StartError> {
     let inherited = harden::early()?;
     let mut config = Config::load(places)?;
+    let keeper = Keeper::fork(config.commands())?;
     let arena = Arena::map(config.arena.backend, config.arena.capacity)?;
     let mut posture = Posture::find(&config, &arena);
+    posture.keeper = Some(keeper.sandbox());
     let audit = Audit::open(&config.audit)?;
     let suspensions = SuspensionFile::open(&config.state_dir)?;
     let (listeners, directories) = Listeners::open(&config, inherited)?;
-    let credentials = Credentials::load(&config, &arena)?;
+    let credentials = Credentials::load(&config, &arena, &keeper)?;
     let sandbox = sandbox_paths(&config);
     posture.sandbox = Some(harden::late(&sandbox)?);
 
@@ -172,6 +180,7 @@ fn serve(app: App, runtime: &Runtime) -> std::io::Result<()> {
         let tasks = core.tasks().clone();
         tasks.spawn(core.clone().run_expiry(expiry));
         tasks.spawn(core.clone().run_audit_sync());
+        tasks.spawn(core.clone().run_refresh());
         tasks.spawn(rpc::run_health(core.clone(), reporter));
         tasks.spawn(rpc::serve(broker, Audience::Workloads, core.clone(), health.clone()));
         tasks.spawn(rpc::serve(admin, Audience::Operators, core.clone(), health));
@@ -242,7 +251,7 @@ fn sandbox_paths(config: &Config) -> Paths {
     if config.reads_proc() {
         paths.read.push(PathBuf::from("/proc"));
     }
-    paths.read.extend(config.secret_files().filter_map(Path::parent).map(Path::to_owned));
+    paths.read.extend(config.secret_directories());
     for configured in config.connections.values() {
         match &configured.connection.host {
             Host::Tcp { port, .. } => paths.connect.push(*port),
@@ -288,6 +297,7 @@ impl StartError {
         match self {
             Self::Config(error) if error.is_permission() => Exit::NoPermission,
             Self::Source(error) if error.fault.is_permission() => Exit::NoPermission,
+            Self::Source(error) if error.fault.is_passing() => Exit::Unavailable,
             Self::RuntimeDir(error) if error.is_permission() => Exit::NoPermission,
             Self::Audit(error) if error.is_permission() => Exit::NoPermission,
             Self::Config(_)
@@ -303,7 +313,7 @@ impl StartError {
             | Self::RuntimeDir(_)
             | Self::Bind(BindError::Bind { .. })
             | Self::Unhealthy(_) => Exit::Unavailable,
-            Self::Harden(_) | Self::Runtime(_) => Exit::Software,
+            Self::Harden(_) | Self::Keeper(_) | Self::Runtime(_) => Exit::Software,
         }
     }
 }

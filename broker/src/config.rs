@@ -4,7 +4,7 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use crate::connection::{Connection, ConnectionName};
 use crate::harden;
 use crate::peer::{Gid, Uid, program_can_be_known, unit_can_be_known};
 use crate::policy::{Policy, Rule, Selector};
-use crate::source::Source;
+use crate::source::{ExecSource, Source};
 
 mod connections;
 mod error;
@@ -110,7 +110,7 @@ impl Fixed {
 #[derive(Debug)]
 pub(crate) struct ConfiguredConnection {
     pub(crate) connection: Arc<Connection>,
-    pub(crate) source: Source,
+    pub(crate) source: Arc<Source>,
 }
 
 /// Where things are when nobody says otherwise: the machine's places for root and for service
@@ -277,9 +277,21 @@ impl Config {
         )
     }
 
-    /// Files that the sandbox must let the broker read.
-    pub(crate) fn secret_files(&self) -> impl Iterator<Item = &Path> {
-        self.connections.values().filter_map(|configured| configured.source.file())
+    /// Directories that the sandbox must let the broker read, also when what is in them is
+    /// replaced.
+    pub(crate) fn secret_directories(&self) -> impl Iterator<Item = PathBuf> {
+        self.connections.values().flat_map(|configured| configured.source.directories())
+    }
+
+    /// The programs that the keeper must know, each once.
+    pub(crate) fn commands(&self) -> Vec<ExecSource> {
+        let mut commands: Vec<ExecSource> = Vec::new();
+        for command in self.connections.values().filter_map(|one| one.source.command()) {
+            if !commands.contains(command) {
+                commands.push(command.clone());
+            }
+        }
+        commands
     }
 }
 

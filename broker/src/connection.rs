@@ -263,7 +263,7 @@ pub(crate) mod tests {
             ),
             replication: false,
             takes_registrations: false,
-            rotation_grace: Duration::ZERO,
+            rotation_grace: Duration::from_secs(300),
         }
     }
 

@@ -14,7 +14,8 @@ use rustix::process::{
 use rustix::thread::set_no_new_privs;
 use thiserror::Error;
 
-pub(crate) use self::landlock::{Paths, is_available as landlock_is_available};
+pub(crate) use self::caps::Dropped;
+pub(crate) use self::landlock::{Enforced, Paths, is_available as landlock_is_available};
 use crate::sys;
 
 mod caps;
@@ -55,9 +56,9 @@ impl Inherited {
 /// What the kernel gave of the sandbox, for the posture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Sandbox {
-    pub(crate) landlock: landlock::Enforced,
+    pub(crate) landlock: Enforced,
     pub(crate) seccomp: bool,
-    pub(crate) capabilities: caps::Dropped,
+    pub(crate) capabilities: Dropped,
 }
 
 impl fmt::Display for Sandbox {
@@ -96,6 +97,20 @@ pub(crate) fn late(paths: &Paths) -> Result<Sandbox, HardenError> {
     let landlock =
         landlock::restrict(paths).map_err(|source| HardenError { step: "landlock", source })?;
     seccomp::install().map_err(|source| HardenError { step: "seccomp", source })?;
+    Ok(Sandbox { landlock, seccomp: true, capabilities })
+}
+
+/// For the keeper, which starts programs: they too have no capabilities, write nothing but
+/// temporary files, and reach no other process. Reading stays as the uid has it, for a program
+/// that fetches a secret brings its own configuration, certificates and interpreter; so does
+/// the network. What [`early`] did was inherited by the fork.
+pub(crate) fn keeper() -> Result<Sandbox, HardenError> {
+    let capabilities =
+        caps::drop_all().map_err(|source| HardenError { step: "dropping capabilities", source })?;
+    let landlock =
+        landlock::restrict_writing().map_err(|source| HardenError { step: "landlock", source })?;
+    seccomp::install_but_for_programs()
+        .map_err(|source| HardenError { step: "seccomp", source })?;
     Ok(Sandbox { landlock, seccomp: true, capabilities })
 }
 

@@ -16,6 +16,7 @@
 //! | [`peer`] | who is calling: made by accept, and by nothing else |
 //! | [`policy`] | who may do what: pure, deny by default |
 //! | [`arena`] | the locked memory |
+//! | `keeper` | the small process that runs programs that print secrets |
 //! | `source`, `credential` | where secrets come from, and where they stay |
 //! | `handle`, `session` | rights, and what is open under them |
 //! | `audit` | written before anything is granted |
@@ -51,6 +52,7 @@ pub mod exit;
 mod handle;
 mod harden;
 mod health;
+mod keeper;
 mod lobby;
 mod notify;
 pub mod peer;

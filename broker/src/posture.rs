@@ -20,6 +20,8 @@ pub(crate) struct Posture {
     pub(crate) pidfd: bool,
     /// Present once it is in force.
     pub(crate) sandbox: Option<Sandbox>,
+    /// The keeper's, which is in force first.
+    pub(crate) keeper: Option<Sandbox>,
     pub(crate) own_uid_allowed: bool,
     /// Connections whose link is not protected by TLS although it leaves the machine's sockets.
     pub(crate) plaintext: Vec<String>,
@@ -40,6 +42,7 @@ impl Posture {
             memlock: getrlimit(Resource::Memlock).current,
             pidfd: peer::pidfd_is_available(),
             sandbox: None,
+            keeper: None,
             own_uid_allowed: config.allow_own_uid,
             plaintext: names(|configured| configured.connection.is_plaintext_tcp()),
             from_environment: names(|configured| configured.source.is_environment()),
@@ -57,6 +60,9 @@ impl Posture {
         ];
         if let Some(sandbox) = self.sandbox {
             facts.push(("sandbox", sandbox.to_string()));
+        }
+        if let Some(keeper) = self.keeper {
+            facts.push(("keeper", keeper.to_string()));
         }
         if !self.plaintext.is_empty() {
             facts.push(("plaintext_tcp", brief(&self.plaintext)));
@@ -106,6 +112,9 @@ impl fmt::Display for Posture {
         }
         if let Some(sandbox) = self.sandbox {
             writeln!(f, "sandbox    {sandbox}")?;
+        }
+        if let Some(keeper) = self.keeper {
+            writeln!(f, "keeper     {keeper}")?;
         }
         for name in &self.plaintext {
             writeln!(f, "plaintext  {name}: what its sessions say can be read on the way")?;

@@ -5,18 +5,32 @@
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 
 use thiserror::Error;
 
+pub(crate) use self::exec::ExecSource;
+pub(crate) use self::intake::{Intake, IntakeFault, Taken};
+pub(crate) use self::material::Material;
+pub(crate) use self::stamp::Stamp;
+pub(crate) use self::systemd::is_name as is_systemd_name;
 use crate::arena::{Arena, ArenaFull, Slot};
-use crate::credential::Credential;
+use crate::keeper::{ExecFault, Keeper, Run};
 use crate::sys;
 
 mod env;
+mod exec;
 mod file;
+mod intake;
+mod material;
+mod stamp;
+mod systemd;
 
 /// Longest secret text in bytes.
 pub(crate) const MAX_SECRET: usize = 16 * 1024;
+/// How often files that change while they are read are read again.
+const TRIES: usize = 3;
 
 /// Where a connection's credential comes from.
 #[derive(Debug)]
@@ -28,18 +42,47 @@ pub(crate) struct Source {
     pub(crate) username: UsernameSource,
 }
 
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub(crate) enum SourceKind {
     File(PathBuf),
+    /// The files `username` and `password` of a directory.
+    Dir(PathBuf),
     Env(String),
+    /// A file of $CREDENTIALS_DIRECTORY.
+    Systemd(String),
+    /// What a program prints, and how often it is asked again.
+    Exec {
+        command: ExecSource,
+        refresh: Duration,
+    },
+    /// An operator puts it.
+    Store,
+    /// The connection has no credential of its own: peers register theirs.
+    Absent,
 }
 
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub(crate) enum UsernameSource {
-    /// The secret text is `username:password`.
+    /// The secret text is `username:password`; a directory has a file for it.
     InSecret,
     Named(String),
     File(PathBuf),
+}
+
+/// What was read, and how the files looked before.
+#[derive(Debug)]
+pub(crate) struct Loaded {
+    pub(crate) material: Material,
+    pub(crate) stamp: Stamp,
+}
+
+/// A read that may not have ended yet.
+#[derive(Debug)]
+pub(crate) enum Begun {
+    /// There is nothing to read.
+    Nothing,
+    Read(Box<Loaded>),
+    Runs(Run),
 }
 
 /// A credential could not be read.
@@ -76,6 +119,26 @@ pub(crate) enum SourceFault {
         /// Which variable.
         variable: String,
     },
+    /// Not started by systemd, or not with credentials.
+    #[error(
+        "there is no $CREDENTIALS_DIRECTORY: start the broker as a systemd service with LoadCredential={name}:PATH"
+    )]
+    NoSystemd {
+        /// Which credential.
+        name: String,
+    },
+    /// Every read saw something else.
+    #[error("its files changed whenever they were read")]
+    Changing,
+    /// A program gave nothing.
+    #[error(transparent)]
+    Exec(#[from] ExecFault),
+    /// What was fixed at the start does not allow it.
+    #[error("{0}: restart required")]
+    RestartRequired(&'static str),
+    /// The task that read it is gone.
+    #[error("reading it was broken off")]
+    BrokenOff,
     /// More than a secret has.
     #[error("the secret is longer than {MAX_SECRET} bytes")]
     TooLong,
@@ -106,6 +169,11 @@ impl SourceFault {
             Self::File { source, .. } => source.kind() == io::ErrorKind::PermissionDenied,
             Self::Untrusted { .. } => true,
             Self::NoVariable { .. }
+            | Self::NoSystemd { .. }
+            | Self::Changing
+            | Self::Exec(_)
+            | Self::RestartRequired(_)
+            | Self::BrokenOff
             | Self::TooLong
             | Self::Empty
             | Self::NoUsername
@@ -114,35 +182,150 @@ impl SourceFault {
             | Self::ArenaFull(_) => false,
         }
     }
+
+    /// Whether the next try may succeed with nobody changing anything here: programs ask others.
+    #[must_use]
+    pub(crate) fn is_passing(&self) -> bool {
+        matches!(self, Self::Exec(_) | Self::Changing)
+    }
 }
 
 impl Source {
-    /// Reads the credential into the arena.
+    /// Reads the credential, or starts what will print it; before there is a runtime.
     ///
     /// # Errors
     /// When there is no credential, or none that could be used.
-    pub(crate) fn load(&self, arena: &Arena) -> Result<Credential, SourceError> {
-        self.read(arena).map_err(|fault| SourceError {
-            config: self.config.clone(),
-            key: self.key.clone(),
-            fault,
+    pub(crate) fn begin(&self, arena: &Arena, keeper: &Keeper) -> Result<Begun, SourceError> {
+        Ok(match &self.kind {
+            SourceKind::Store | SourceKind::Absent => Begun::Nothing,
+            SourceKind::Exec { command, .. } => {
+                Begun::Runs(keeper.begin(command, arena).map_err(|fault| self.error(fault.into()))?)
+            }
+            SourceKind::File(_)
+            | SourceKind::Dir(_)
+            | SourceKind::Env(_)
+            | SourceKind::Systemd(_) => Begun::Read(Box::new(self.read(arena)?)),
         })
+    }
+
+    /// The end of [`Source::begin`]. `None` where there is nothing to read.
+    ///
+    /// # Errors
+    /// As there.
+    pub(crate) fn finish(
+        &self,
+        begun: Begun,
+        arena: &Arena,
+    ) -> Result<Option<Loaded>, SourceError> {
+        match begun {
+            Begun::Nothing => Ok(None),
+            Begun::Read(loaded) => Ok(Some(*loaded)),
+            Begun::Runs(run) => {
+                let text = run.finish().map_err(|fault| self.error(fault.into()))?;
+                self.parse(&text, arena).map(Some)
+            }
+        }
+    }
+
+    /// Reads the credential anew. `None` where there is nothing to read. What may block does so
+    /// on a thread of its own; dropping the future leaves nothing outside the arena.
+    ///
+    /// # Errors
+    /// When there is no credential, or none that could be used.
+    pub(crate) async fn load(
+        self: &Arc<Self>,
+        arena: &Arena,
+        keeper: &Keeper,
+    ) -> Result<Option<Loaded>, SourceError> {
+        let text = match &self.kind {
+            SourceKind::Store | SourceKind::Absent => return Ok(None),
+            SourceKind::Exec { command, .. } => {
+                let ran = keeper.run(command, arena).await;
+                Some(ran.map_err(|fault| self.error(fault.into()))?)
+            }
+            SourceKind::File(_)
+            | SourceKind::Dir(_)
+            | SourceKind::Env(_)
+            | SourceKind::Systemd(_) => None,
+        };
+        let (source, arena) = (Arc::clone(self), arena.clone());
+        let read = tokio::task::spawn_blocking(move || match text {
+            Some(text) => source.parse(&text, &arena),
+            None => source.read(&arena),
+        });
+        read.await.unwrap_or_else(|_gone| Err(self.error(SourceFault::BrokenOff))).map(Some)
     }
 
     /// Removes what a read leaves outside the arena. After this an environment variable is empty.
     pub(crate) fn wipe(&self) {
-        match &self.kind {
-            SourceKind::Env(variable) => sys::wipe_env(variable),
-            SourceKind::File(_) => {}
+        if let SourceKind::Env(variable) = &self.kind {
+            sys::wipe_env(variable);
         }
     }
 
-    /// The files that a read needs.
-    pub(crate) fn file(&self) -> Option<&Path> {
-        match &self.kind {
-            SourceKind::File(path) => Some(path),
-            SourceKind::Env(_) => None,
+    /// Whether reading it again can give something else.
+    pub(crate) fn is_rereadable(&self) -> bool {
+        match self.kind {
+            SourceKind::File(_)
+            | SourceKind::Dir(_)
+            | SourceKind::Systemd(_)
+            | SourceKind::Exec { .. } => true,
+            SourceKind::Env(_) | SourceKind::Store | SourceKind::Absent => false,
         }
+    }
+
+    /// How often it is read without a sign of change.
+    pub(crate) fn refresh(&self) -> Option<Duration> {
+        match self.kind {
+            SourceKind::Exec { refresh, .. } => Some(refresh),
+            SourceKind::File(_)
+            | SourceKind::Dir(_)
+            | SourceKind::Env(_)
+            | SourceKind::Systemd(_)
+            | SourceKind::Store
+            | SourceKind::Absent => None,
+        }
+    }
+
+    /// The program that it runs.
+    pub(crate) fn command(&self) -> Option<&ExecSource> {
+        match &self.kind {
+            SourceKind::Exec { command, .. } => Some(command),
+            SourceKind::File(_)
+            | SourceKind::Dir(_)
+            | SourceKind::Env(_)
+            | SourceKind::Systemd(_)
+            | SourceKind::Store
+            | SourceKind::Absent => None,
+        }
+    }
+
+    /// The user name that the configuration gives.
+    pub(crate) fn configured_username(&self) -> Option<&str> {
+        match &self.username {
+            UsernameSource::Named(name) => Some(name),
+            UsernameSource::InSecret | UsernameSource::File(_) => None,
+        }
+    }
+
+    /// Whether both read the same things in the same way.
+    pub(crate) fn is_same_as(&self, other: &Self) -> bool {
+        self.kind == other.kind && self.username == other.username
+    }
+
+    /// How its files look now. Blocks as long as stat(2) does.
+    pub(crate) fn stamp(&self) -> Stamp {
+        Stamp::of(self.files().iter().map(PathBuf::as_path))
+    }
+
+    /// Whether there are files to watch.
+    pub(crate) fn has_files(&self) -> bool {
+        self.is_rereadable() && !self.files().is_empty()
+    }
+
+    /// Directories that must stay readable for its files to be read again.
+    pub(crate) fn directories(&self) -> Vec<PathBuf> {
+        self.files().iter().flat_map(|file| stamp::directories(file)).collect()
     }
 
     /// Whether the secret stood in the broker's environment.
@@ -150,98 +333,135 @@ impl Source {
         matches!(self.kind, SourceKind::Env(_))
     }
 
-    fn read(&self, arena: &Arena) -> Result<Credential, SourceFault> {
-        let text = match &self.kind {
-            SourceKind::File(path) => file::read(path, arena)?,
-            SourceKind::Env(variable) => env::read(variable, arena)?,
+    /// The same with the place of the configuration that is at fault.
+    pub(crate) fn error(&self, fault: SourceFault) -> SourceError {
+        SourceError { config: self.config.clone(), key: self.key.clone(), fault }
+    }
+
+    /// The files that a read needs.
+    fn files(&self) -> Vec<PathBuf> {
+        let mut files = match (&self.kind, &self.username) {
+            (SourceKind::File(path), _) => vec![path.clone()],
+            (SourceKind::Dir(dir), UsernameSource::InSecret) => {
+                vec![dir.join(USERNAME), dir.join(PASSWORD)]
+            }
+            (SourceKind::Dir(dir), _) => vec![dir.join(PASSWORD)],
+            (SourceKind::Systemd(name), _) => systemd::path(name).into_iter().collect(),
+            (
+                SourceKind::Env(_)
+                | SourceKind::Exec { .. }
+                | SourceKind::Store
+                | SourceKind::Absent,
+                _,
+            ) => Vec::new(),
         };
-        match &self.username {
-            UsernameSource::InSecret => {
-                let (username, start) = text.expose(split_username)?;
-                Ok(Credential::new(username, password(&text, start, arena)?))
-            }
-            UsernameSource::Named(name) => {
-                Ok(Credential::new(username(name.as_bytes())?, password(&text, 0, arena)?))
-            }
-            UsernameSource::File(path) => {
-                let name = file::read(path, arena)?.expose(|bytes| username(trimmed(bytes)))?;
-                Ok(Credential::new(name, password(&text, 0, arena)?))
+        if let UsernameSource::File(path) = &self.username {
+            files.push(path.clone());
+        }
+        files
+    }
+
+    /// Reads until nothing changed meanwhile: a user name and the password of another are none.
+    fn read(&self, arena: &Arena) -> Result<Loaded, SourceError> {
+        self.settled(|| {
+            let text = match &self.kind {
+                SourceKind::File(path) => file::read(path, arena)?,
+                SourceKind::Dir(dir) => file::read(&dir.join(PASSWORD), arena)?,
+                SourceKind::Systemd(name) => file::read(&systemd::path(name)?, arena)?,
+                SourceKind::Env(variable) => env::read(variable, arena)?,
+                SourceKind::Exec { .. } | SourceKind::Store | SourceKind::Absent => {
+                    return Err(SourceFault::BrokenOff);
+                }
+            };
+            self.material(&text, arena)
+        })
+    }
+
+    /// The same for text that a program printed.
+    fn parse(&self, text: &Slot, arena: &Arena) -> Result<Loaded, SourceError> {
+        self.settled(|| self.material(text, arena))
+    }
+
+    fn settled(
+        &self,
+        read: impl Fn() -> Result<Material, SourceFault>,
+    ) -> Result<Loaded, SourceError> {
+        for _ in 0..TRIES {
+            let stamp = self.stamp();
+            let read = read();
+            if self.stamp() == stamp {
+                let material = read.map_err(|fault| self.error(fault))?;
+                return Ok(Loaded { material, stamp });
             }
         }
+        Err(self.error(SourceFault::Changing))
+    }
+
+    fn material(&self, text: &Slot, arena: &Arena) -> Result<Material, SourceFault> {
+        let read_name = |path: &Path| {
+            file::read(path, arena)?
+                .expose(|bytes| material::parse_username(material::trimmed(bytes)))
+        };
+        let username = match (&self.username, &self.kind) {
+            (UsernameSource::Named(name), _) => Some(name.clone()),
+            (UsernameSource::File(path), _) => Some(read_name(path)?),
+            (UsernameSource::InSecret, SourceKind::Dir(dir)) => {
+                Some(read_name(&dir.join(USERNAME))?)
+            }
+            (UsernameSource::InSecret, _) => None,
+        };
+        Material::parse(text, username.as_deref(), arena)
     }
 }
+
+/// Whether a role can have this name.
+pub(crate) fn is_username(text: &str) -> bool {
+    material::parse_username(text.as_bytes()).is_ok()
+}
+
+const USERNAME: &str = "username";
+const PASSWORD: &str = "password";
 
 impl fmt::Display for SourceKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::File(path) => write!(f, "file {}", path.display()),
+            Self::Dir(path) => write!(f, "directory {}", path.display()),
             Self::Env(variable) => write!(f, "environment variable {variable}"),
+            Self::Systemd(name) => write!(f, "systemd credential {name}"),
+            Self::Exec { command, .. } => write!(f, "program {}", command.program()),
+            Self::Store => f.write_str("what an operator puts"),
+            Self::Absent => f.write_str("none"),
         }
     }
-}
-
-/// One trailing newline is what editors and `echo` add; nobody means it.
-fn trimmed(text: &[u8]) -> &[u8] {
-    let text = text.strip_suffix(b"\n").unwrap_or(text);
-    text.strip_suffix(b"\r").unwrap_or(text)
-}
-
-/// The user name before the first colon, and where the password starts.
-fn split_username(text: &[u8]) -> Result<(String, usize), SourceFault> {
-    let colon = text.iter().position(|byte| *byte == b':').ok_or(SourceFault::NoUsername)?;
-    let name = text.get(..colon).unwrap_or_default();
-    Ok((username(name)?, colon + 1))
-}
-
-// PROVISIONAL
-pub(crate) fn is_username(text: &str) -> bool {
-    username(text.as_bytes()).is_ok()
-}
-
-fn username(bytes: &[u8]) -> Result<String, SourceFault> {
-    let text = std::str::from_utf8(bytes).map_err(|_not_text| SourceFault::BadUsername)?;
-    if text.is_empty() || text.len() > 63 || text.contains(['\0', '\n']) {
-        return Err(SourceFault::BadUsername);
-    }
-    Ok(text.to_owned())
-}
-
-/// Copies the password within the arena into a slot of its own size; `text` is wiped by its drop.
-fn password(text: &Slot, start: usize, arena: &Arena) -> Result<Slot, SourceFault> {
-    text.expose(|bytes| {
-        let password = trimmed(bytes.get(start..).unwrap_or_default());
-        if password.is_empty() {
-            return Err(SourceFault::Empty);
-        }
-        if password.contains(&0) {
-            return Err(SourceFault::NulByte);
-        }
-        let mut slot = arena.allocate(password.len())?;
-        slot.fill(|place| place.copy_from_slice(password));
-        Ok(slot)
-    })
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
+    use std::fs;
     use std::io::Write as _;
 
     use super::*;
     use crate::arena::BackendChoice;
 
+    pub(crate) fn source(kind: SourceKind, username: UsernameSource) -> Source {
+        Source { config: "broker.toml".into(), key: "connections.x.secret".into(), kind, username }
+    }
+
+    fn arena() -> Arena {
+        Arena::map(BackendChoice::Auto, 64 * 1024).unwrap()
+    }
+
+    fn read(source: &Source) -> Result<(String, Vec<u8>), SourceFault> {
+        let loaded = source.read(&arena()).map_err(|error| error.fault)?;
+        let Material { username, password } = loaded.material;
+        Ok((username, password.expose(<[u8]>::to_vec)))
+    }
+
     fn load(text: &[u8], username: UsernameSource) -> Result<(String, Vec<u8>), SourceFault> {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(text).unwrap();
-        let kind = SourceKind::File(file.path().to_owned());
-        let source = Source {
-            config: "broker.toml".into(),
-            key: "connections.x.secret".into(),
-            kind,
-            username,
-        };
-        let arena = Arena::map(BackendChoice::Auto, 64 * 1024).unwrap();
-        let credential = source.load(&arena).map_err(|error| error.fault)?;
-        Ok((credential.username().to_owned(), credential.password().expose(<[u8]>::to_vec)))
+        read(&source(SourceKind::File(file.path().to_owned()), username))
     }
 
     #[test]
@@ -257,6 +477,36 @@ mod tests {
     }
 
     #[test]
+    fn a_directory_has_a_file_each() {
+        let dir = tempfile::tempdir().unwrap();
+        let of = |username| source(SourceKind::Dir(dir.path().to_owned()), username);
+        fs::write(dir.path().join("password"), "pa:ss\n").unwrap();
+        let fault = read(&of(UsernameSource::InSecret)).unwrap_err().to_string();
+        assert!(fault.contains("/username: No such file"), "{fault}");
+        let named = read(&of(UsernameSource::Named("other".into()))).unwrap();
+        assert_eq!(named, ("other".into(), b"pa:ss".to_vec()));
+        fs::write(dir.path().join("username"), "app\n").unwrap();
+        let both = read(&of(UsernameSource::InSecret)).unwrap();
+        assert_eq!(both, ("app".into(), b"pa:ss".to_vec()));
+    }
+
+    #[test]
+    fn a_pipe_is_waited_for_and_read_to_its_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("pipe");
+        let made = std::process::Command::new("mkfifo").arg(&path).status().unwrap();
+        assert!(made.success());
+        let writer = std::thread::spawn({
+            let path = path.clone();
+            move || fs::write(path, [b"app:".as_slice(), &[b'x'; 5000]].concat())
+        });
+        let (_, password) =
+            read(&source(SourceKind::File(path), UsernameSource::InSecret)).unwrap();
+        assert_eq!(password.len(), 5000);
+        writer.join().unwrap().unwrap();
+    }
+
+    #[test]
     fn faults() {
         let fault = |text: &[u8]| load(text, UsernameSource::InSecret).unwrap_err().to_string();
         assert!(fault(b"justapassword").contains("username:password"));
@@ -264,6 +514,8 @@ mod tests {
         assert!(fault(b":pw").contains("user name"));
         assert!(fault(b"app:p\0w").contains("NUL"));
         assert!(fault(&[b'a'; MAX_SECRET + 1]).contains("longer"));
+        let most = [b"app:".as_slice(), &[b'a'; MAX_SECRET - 4]].concat();
+        assert!(load(&most, UsernameSource::InSecret).is_ok());
     }
 
     #[test]

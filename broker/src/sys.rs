@@ -5,10 +5,18 @@
 use std::ffi::{CStr, c_char};
 use std::hint::black_box;
 use std::io;
-use std::os::fd::{AsFd, FromRawFd as _, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, IntoRawFd as _, OwnedFd};
+use std::os::unix::process::CommandExt as _;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::{Child, Command};
 use std::sync::{Mutex, PoisonError};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{
+    Pid, Resource, Rlimit, Signal, getrlimit, set_parent_process_death_signal, setrlimit,
+};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 use zeroize::Zeroize;
 
 /// How much stack below the caller is wiped after cryptography: hash states and expanded keys
@@ -24,8 +32,10 @@ unsafe extern "C" {
 pub(crate) fn read_env<R>(name: &str, read: impl FnOnce(&[u8]) -> R) -> Option<R> {
     let mut read = Some(read);
     let mut answer = None;
-    each_env(name, |value| {
-        if let Some(read) = read.take() {
+    each_env(|key, value| {
+        if key == name.as_bytes()
+            && let Some(read) = read.take()
+        {
             answer = Some(read(value));
         }
     });
@@ -35,11 +45,21 @@ pub(crate) fn read_env<R>(name: &str, read: impl FnOnce(&[u8]) -> R) -> Option<R
 /// Overwrites the value of an environment variable with zeros where it stands, as often as it
 /// stands there.
 pub(crate) fn wipe_env(name: &str) {
-    each_env(name, Zeroize::zeroize);
+    each_env(|key, value| {
+        if key == name.as_bytes() {
+            value.zeroize();
+        }
+    });
 }
 
-/// Every value of that name in environ(7). To be called before there are threads.
-fn each_env(name: &str, mut each: impl FnMut(&mut [u8])) {
+/// Overwrites every value of environ(7) with zeros where it stands; the names stay. For a
+/// process that was forked, whose copy it is.
+pub(crate) fn wipe_environment() {
+    each_env(|_key, value| value.zeroize());
+}
+
+/// Every name and value in environ(7). To be called before there are threads.
+fn each_env(mut each: impl FnMut(&[u8], &mut [u8])) {
     let mut entry = {
         // SAFETY: `environ` is set by the C runtime before main and no thread changes it.
         unsafe { environ }
@@ -59,10 +79,8 @@ fn each_env(name: &str, mut each: impl FnMut(&mut [u8])) {
         // SAFETY: the string is writable memory of this process (execve(2) copies it to the
         // stack), and no other reference to it exists: std copies what it returns.
         let bytes = unsafe { std::slice::from_raw_parts_mut(text.cast::<u8>(), len) };
-        if let Some((key, value)) = split_entry(bytes)
-            && key == name.as_bytes()
-        {
-            each(value);
+        if let Some((key, value)) = split_entry(bytes) {
+            each(key, value);
         }
         // SAFETY: the entry was not the terminating null pointer, so there is a next one.
         entry = unsafe { entry.add(1) };
@@ -115,6 +133,119 @@ pub(crate) fn close_strays(keep: usize) {
             )
         }
     };
+}
+
+/// Forks a process that runs `child` and ends with the status that it gives, whatever happens in
+/// there: it never comes back into the caller's code, and drops nothing of the caller's.
+///
+/// # Errors
+/// When there are other threads, whose locks the new process could never open, or when fork(2)
+/// fails.
+pub(crate) fn fork_off(child: impl FnOnce() -> u8) -> io::Result<Pid> {
+    if std::fs::read_dir("/proc/self/task").is_ok_and(|threads| threads.count() != 1) {
+        return Err(io::Error::other("there are other threads already"));
+    }
+    // SAFETY: this is the only thread, so the new process may do whatever this one may.
+    let pid = unsafe { libc::fork() };
+    if pid == 0 {
+        let status = catch_unwind(AssertUnwindSafe(child)).unwrap_or(70);
+        // SAFETY: _exit(2) does not return; exit handlers and buffers are the other process's.
+        unsafe { libc::_exit(status.into()) }
+    }
+    match Pid::from_raw(pid) {
+        Some(pid) if pid.as_raw_pid() > 0 => Ok(pid),
+        Some(_) | None => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Closes every descriptor but standard error and `kept`, which comes back under its new number.
+/// Standard input and output lead nowhere. For a process that was forked: whatever of the other
+/// process still thinks that it owns a descriptor must not run any more.
+pub(crate) fn keep_only(kept: OwnedFd) -> io::Result<OwnedFd> {
+    const PLACE: libc::c_int = 3;
+    let nothing = std::fs::File::options().read(true).write(true).open("/dev/null")?;
+    for standard in [libc::STDIN_FILENO, libc::STDOUT_FILENO] {
+        // SAFETY: dup2(2) takes two numbers, and nothing here owns standard input or output.
+        if unsafe { libc::dup2(nothing.as_raw_fd(), standard) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    drop(nothing);
+    if kept.as_raw_fd() != PLACE {
+        // SAFETY: dup3(2) takes two numbers and flags; whoever owned the place does not run in
+        // this process.
+        if unsafe { libc::dup3(kept.as_raw_fd(), PLACE, libc::O_CLOEXEC) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        drop(kept);
+    } else {
+        // It stays what it is, under an owner made below.
+        let _ = kept.into_raw_fd();
+    }
+    // SAFETY: close_range(2) takes a range and flags; nothing in this process uses these.
+    let closed = unsafe { libc::syscall(libc::SYS_close_range, PLACE + 1, libc::c_uint::MAX, 0) };
+    if closed != 0 {
+        close_one_by_one(PLACE)?;
+    }
+    // SAFETY: the descriptor is open, and this is its only owner.
+    Ok(unsafe { OwnedFd::from_raw_fd(PLACE) })
+}
+
+/// For kernels before 5.9, which have no close_range(2).
+fn close_one_by_one(last_kept: libc::c_int) -> io::Result<()> {
+    let names = std::fs::read_dir("/proc/self/fd")?.flatten().map(|entry| entry.file_name());
+    let open: Vec<libc::c_int> = names.filter_map(|name| name.to_str()?.parse().ok()).collect();
+    for fd in open.into_iter().filter(|fd| *fd > last_kept) {
+        // SAFETY: close(2) takes a number; nothing in this process uses it. The descriptor of
+        // the directory read above is among them and closed already, which is an error and no
+        // harm.
+        let _ = unsafe { libc::close(fd) };
+    }
+    Ok(())
+}
+
+/// Signals by which service managers and terminals ask a process to end.
+const TERMINATION: [libc::c_int; 4] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT];
+
+/// Ignores the signals that ask a process to end.
+pub(crate) fn ignore_termination() {
+    for signal in TERMINATION {
+        // SAFETY: SIG_IGN runs no code of ours.
+        let _ = unsafe { libc::signal(signal, libc::SIG_IGN) };
+    }
+}
+
+/// Starts a program that is killed when this process ends, with signals and the number of
+/// descriptors as programs expect them, and not as this process has set them for itself.
+pub(crate) fn spawn_tied(command: &mut Command) -> io::Result<Child> {
+    let parent = rustix::process::getpid();
+    let prepare = move || {
+        set_parent_process_death_signal(Some(Signal::KILL))?;
+        // The parent may have ended before that was set.
+        if rustix::process::getppid() != Some(parent) {
+            return Err(io::ErrorKind::NotConnected.into());
+        }
+        for signal in TERMINATION {
+            // SAFETY: SIG_DFL runs no code of ours.
+            let _ = unsafe { libc::signal(signal, libc::SIG_DFL) };
+        }
+        let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+        let current = Some(current.unwrap_or(u64::MAX).min(1024));
+        let _ = setrlimit(Resource::Nofile, Rlimit { current, maximum });
+        Ok(())
+    };
+    // SAFETY: between fork and exec the closure does system calls only: it allocates nothing,
+    // takes no lock, and is safe in a signal handler's sense (signal-safety(7)).
+    unsafe { command.pre_exec(prepare) };
+    command.spawn()
+}
+
+/// Returns when there may be something to read, or its end; in a runtime.
+pub(crate) async fn readable(fd: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: a borrowed descriptor is open and the same for as long as it is borrowed, which is
+    // longer than the registration, for that is dropped with this future.
+    let waits = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?;
+    waits.readable().await.map(drop)
 }
 
 /// Socket activation (sd_listen_fds(3)): the descriptors that the service manager passed to this

@@ -3,17 +3,27 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::parse::At;
 use super::{ConfigError, ConfiguredConnection, raw};
 use crate::connection::{Connection, ConnectionName, Host, StartupFilter, Tls};
 use crate::policy::Pattern;
-use crate::source::{Source, SourceKind, UsernameSource};
+use crate::source::{ExecSource, Source, SourceKind, UsernameSource, is_systemd_name};
+use crate::trusted::distrust;
 use crate::upstream::tls;
 
 const DEFAULT_PORT: u16 = 5432;
+const DEFAULT_REFRESH: Duration = Duration::from_secs(600);
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
+const DEFAULT_GRACE: Duration = Duration::from_secs(300);
+/// A start waits for its programs, and whoever starts the broker waits for the start.
+const LONGEST_TIMEOUT: Duration = Duration::from_secs(300);
+const MOST_ARGUMENTS: usize = 64;
+const LONGEST_COMMAND: usize = 16 * 1024;
 
 pub(super) fn parse(
     given: BTreeMap<String, raw::Connection>,
@@ -70,6 +80,9 @@ fn connection(
     let tls = tls(raw.tls, &host, &at.below("tls"))?;
     let source = source(raw.secret, raw.credentials_env, raw.username, at)?;
     let replication = raw.replication;
+    let rotation_grace = at
+        .below("rotation_grace")
+        .duration_or_zero(raw.rotation_grace.as_deref(), DEFAULT_GRACE)?;
     let connection = Connection {
         name,
         host,
@@ -78,10 +91,10 @@ fn connection(
         tls,
         startup,
         replication,
-        takes_registrations: false,
-        rotation_grace: std::time::Duration::from_secs(300),
+        takes_registrations: source.kind == SourceKind::Absent,
+        rotation_grace,
     };
-    Ok(ConfiguredConnection { connection: Arc::new(connection), source })
+    Ok(ConfiguredConnection { connection: Arc::new(connection), source: Arc::new(source) })
 }
 
 fn host(given: Option<String>, port: u16, at: &At<'_>) -> Result<Host, ConfigError> {
@@ -136,31 +149,14 @@ fn source(
 ) -> Result<Source, ConfigError> {
     let secret_at = at.below("secret");
     let kind = match (secret, credentials_env) {
-        (Some(raw::Secret { file: Some(file), env: None }), None) => {
-            if !file.is_absolute() {
-                return Err(secret_at.below("file").wrong("must be an absolute path"));
-            }
-            SourceKind::File(file)
-        }
-        (Some(raw::Secret { file: None, env: Some(variable) }), None) | (None, Some(variable)) => {
-            if variable.is_empty() || variable.contains(['=', '\0']) {
-                return Err(secret_at
-                    .below("env")
-                    .wrong("is not the name of an environment variable"));
-            }
-            SourceKind::Env(variable)
-        }
-        (None, None) => {
-            return Err(
-                secret_at.wrong("is missing: write secret = { file = \"…\" } or { env = \"…\" }")
-            );
-        }
-        _ => {
-            return Err(
-                secret_at.wrong("names more or less than one source: give one of file, env")
-            );
-        }
+        (None, None) => SourceKind::Absent,
+        (Some(secret), None) => source_kind(secret, &secret_at)?,
+        (None, Some(variable)) => SourceKind::Env(self::variable(variable, &secret_at)?),
+        (Some(_), Some(_)) => return Err(secret_at.wrong(ONE_SOURCE)),
     };
+    if kind == SourceKind::Absent && username.is_some() {
+        return Err(at.below("username").wrong("is of no use without a secret"));
+    }
     let username = match username {
         None => UsernameSource::InSecret,
         Some(raw::Username::Text(name)) if !name.is_empty() && !name.contains('\0') => {
@@ -173,4 +169,94 @@ fn source(
         }
     };
     Ok(Source { key: format!("{}.secret", at.key), config: at.file.to_owned(), kind, username })
+}
+
+const ONE_SOURCE: &str =
+    "names more or less than one source: give one of file, dir, env, systemd, exec, store";
+
+fn source_kind(secret: raw::Secret, at: &At<'_>) -> Result<SourceKind, ConfigError> {
+    let raw::Secret { file, dir, env, systemd, exec, store, refresh, timeout } = secret;
+    if exec.is_none() {
+        for (key, given) in [("refresh", &refresh), ("timeout", &timeout)] {
+            if given.is_some() {
+                return Err(at.below(key).wrong("goes with exec only"));
+            }
+        }
+    }
+    match (file, dir, env, systemd, exec, store) {
+        (Some(file), None, None, None, None, None) => {
+            Ok(SourceKind::File(absolute(file, &at.below("file"))?))
+        }
+        (None, Some(dir), None, None, None, None) => {
+            Ok(SourceKind::Dir(absolute(dir, &at.below("dir"))?))
+        }
+        (None, None, Some(variable), None, None, None) => {
+            Ok(SourceKind::Env(self::variable(variable, at)?))
+        }
+        (None, None, None, Some(name), None, None) => match is_systemd_name(&name) {
+            true => Ok(SourceKind::Systemd(name)),
+            false => Err(at.below("systemd").wrong(
+                "is not the name of a systemd credential: give what LoadCredential= calls it",
+            )),
+        },
+        (None, None, None, None, Some(argv), None) => Ok(SourceKind::Exec {
+            command: command(argv, timeout.as_deref(), at)?,
+            refresh: at.below("refresh").duration(refresh.as_deref(), DEFAULT_REFRESH)?,
+        }),
+        (None, None, None, None, None, Some(true)) => Ok(SourceKind::Store),
+        (None, None, None, None, None, Some(false)) => {
+            Err(at.below("store").wrong("can only be true: without it, remove the key"))
+        }
+        _ => Err(at.wrong(ONE_SOURCE)),
+    }
+}
+
+fn absolute(path: PathBuf, at: &At<'_>) -> Result<PathBuf, ConfigError> {
+    if path.is_absolute() { Ok(path) } else { Err(at.wrong("must be an absolute path")) }
+}
+
+fn variable(name: String, at: &At<'_>) -> Result<String, ConfigError> {
+    if name.is_empty() || name.contains(['=', '\0']) {
+        return Err(at.below("env").wrong("is not the name of an environment variable"));
+    }
+    Ok(name)
+}
+
+/// A command that can be run, by a program that nobody else can have written: it runs with the
+/// broker's uid.
+fn command(
+    argv: Vec<String>,
+    timeout: Option<&str>,
+    at: &At<'_>,
+) -> Result<ExecSource, ConfigError> {
+    let timeout_at = at.below("timeout");
+    let timeout = timeout_at.duration(timeout, DEFAULT_TIMEOUT)?;
+    if timeout > LONGEST_TIMEOUT {
+        return Err(timeout_at.wrong("is more than 5m, and the start waits for it"));
+    }
+    let at = at.below("exec");
+    let command = ExecSource { argv, timeout };
+    let program = command.program();
+    if program.is_empty() {
+        return Err(at.wrong("names no program"));
+    }
+    let length: usize = command.argv.iter().map(String::len).sum();
+    if command.argv.len() > MOST_ARGUMENTS || length > LONGEST_COMMAND {
+        return Err(at.wrong("is longer than 64 arguments or 16384 bytes: put it into a script"));
+    }
+    if command.argv.iter().any(|argument| argument.contains('\0')) {
+        return Err(at.wrong("holds a NUL byte"));
+    }
+    if !Path::new(program).is_absolute() {
+        return Err(at.wrong(format!("{program:?} must be an absolute path")));
+    }
+    let metadata = std::fs::metadata(program)
+        .map_err(|error| at.wrong(format!("cannot find {program}: {error}")))?;
+    if !metadata.is_file() || metadata.permissions().mode() & 0o111 == 0 {
+        return Err(at.wrong(format!("{program} is not a program: chmod a+x it")));
+    }
+    match distrust(&metadata) {
+        Some(why) => Err(at.wrong(format!("{program} {why}"))),
+        None => Ok(command),
+    }
 }

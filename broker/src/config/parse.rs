@@ -15,7 +15,8 @@ use super::{
 use crate::connection::ConnectionName;
 use crate::handle::LONGEST_SPAN;
 use crate::peer::{Gid, Uid, learn_overflow_ids};
-use crate::policy::{Rule, Selector};
+use crate::policy::{Action, Rule, Selector};
+use crate::source::SourceKind;
 
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
@@ -60,6 +61,17 @@ impl<'a> At<'a> {
                 "is not a span of time: of at most a year: write it as \"30s\", \"10m\" or \"12h\"",
             )
         })
+    }
+
+    pub(super) fn duration_or_zero(
+        &self,
+        text: Option<&str>,
+        default: Duration,
+    ) -> Result<Duration, ConfigError> {
+        match text.map(humantime::parse_duration) {
+            Some(Ok(Duration::ZERO)) => Ok(Duration::ZERO),
+            _ => self.duration(text, default),
+        }
     }
 
     fn size(&self, text: Option<&str>, default: usize) -> Result<usize, ConfigError> {
@@ -140,6 +152,8 @@ pub(super) fn config(merged: Merged, places: &Places) -> Result<Config, ConfigEr
         ));
     }
 
+    need_secrets(&configured, &rules)?;
+
     Ok(Config {
         file: path.to_owned(),
         runtime_dir,
@@ -215,6 +229,26 @@ fn connections_and_grants(
         rules.extend(grants::parse(grants, &file, label.as_deref(), &configured)?);
     }
     Ok((configured, rules))
+}
+
+/// A connection without a secret is one for peers that bring their own, if any may.
+fn need_secrets(
+    connections: &BTreeMap<ConnectionName, ConfiguredConnection>,
+    rules: &[Rule],
+) -> Result<(), ConfigError> {
+    let registers = |name: &ConnectionName| {
+        let mut those = rules.iter().filter(|rule| rule.actions.contains(Action::Register));
+        those.any(|rule| rule.connections.iter().any(|pattern| pattern.matches(name.as_str())))
+    };
+    for (name, configured) in connections {
+        let source = &configured.source;
+        if source.kind == SourceKind::Absent && !registers(name) {
+            return Err(At::new(&source.config, source.key.clone()).wrong(
+                "is missing: write secret = { file = \"…\" } or { store = true }, or let a grant register",
+            ));
+        }
+    }
+    Ok(())
 }
 
 pub(super) fn rate(number: Option<u32>, at: &At<'_>) -> Result<Option<u32>, ConfigError> {

@@ -89,6 +89,7 @@ pub(super) struct Connection {
     pub(super) tls: Option<Tls>,
     pub(super) startup: Option<Vec<String>>,
     pub(super) replication: bool,
+    pub(super) rotation_grace: Option<String>,
     /// `connections.json` only.
     #[serde(rename = "credentialsEnv")]
     pub(super) credentials_env: Option<String>,
@@ -105,7 +106,13 @@ pub(super) enum Username {
 #[serde(default, deny_unknown_fields)]
 pub(super) struct Secret {
     pub(super) file: Option<PathBuf>,
+    pub(super) dir: Option<PathBuf>,
     pub(super) env: Option<String>,
+    pub(super) systemd: Option<String>,
+    pub(super) exec: Option<Vec<String>>,
+    pub(super) store: Option<bool>,
+    pub(super) refresh: Option<String>,
+    pub(super) timeout: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]

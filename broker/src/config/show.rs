@@ -117,11 +117,10 @@ fn connection(configured: &super::ConfiguredConnection) -> Table {
             drop(table.insert("username".into(), one("file", file.display().to_string())))
         }
     }
-    let secret = match &configured.source.kind {
-        SourceKind::File(file) => one("file", file.display().to_string()),
-        SourceKind::Env(variable) => one("env", variable.clone()),
-    };
-    table.insert("secret".into(), secret);
+    if let Some(secret) = secret(&configured.source.kind) {
+        table.insert("secret".into(), secret);
+    }
+    table.insert("rotation_grace".into(), span(connection.rotation_grace));
     let mut tls = Table::new();
     match &connection.tls {
         Tls::Disable => drop(tls.insert("mode".into(), "disable".into())),
@@ -140,6 +139,25 @@ fn connection(configured: &super::ConfiguredConnection) -> Table {
     table.insert("startup".into(), startup.into());
     table.insert("replication".into(), connection.replication.into());
     table
+}
+
+fn secret(kind: &SourceKind) -> Option<Value> {
+    Some(match kind {
+        SourceKind::File(file) => one("file", file.display().to_string()),
+        SourceKind::Dir(dir) => one("dir", dir.display().to_string()),
+        SourceKind::Env(variable) => one("env", variable.clone()),
+        SourceKind::Systemd(name) => one("systemd", name.clone()),
+        SourceKind::Exec { command, refresh } => {
+            let mut table = Table::new();
+            let argv: Vec<Value> = command.argv.iter().cloned().map(Value::from).collect();
+            table.insert("exec".into(), argv.into());
+            table.insert("refresh".into(), span(*refresh));
+            table.insert("timeout".into(), span(command.timeout));
+            table.into()
+        }
+        SourceKind::Store => Value::Table(Table::from_iter([("store".to_owned(), true.into())])),
+        SourceKind::Absent => return None,
+    })
 }
 
 fn grant(rule: &Rule) -> Table {

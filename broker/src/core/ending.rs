@@ -42,6 +42,14 @@ impl Core {
         }
     }
 
+    /// Keeps credentials as their sources have them, and records each that was replaced.
+    pub(crate) async fn run_refresh(self) {
+        let credentials = self.shared.credentials.clone();
+        let rotated =
+            |connection: &ConnectionName, version: u64| self.rotated(connection, version);
+        credentials.run_refresh(self.shared.stopped.clone(), rotated).await;
+    }
+
     /// The end of a handle's time. Answers when to look at it again.
     fn expire(&self, id: HandleId) -> Option<Instant> {
         let now = Instant::now();

@@ -55,6 +55,9 @@ pub(crate) enum ReloadProblem {
     /// It asks for what the process gave up, or fixed, when it started.
     #[error("restart required: {0}")]
     RestartRequired(String),
+    /// There is nothing to put it in force for.
+    #[error("the broker is shutting down")]
+    ShuttingDown,
 }
 
 impl Reloading {
@@ -139,25 +142,17 @@ impl Core {
 
     async fn try_reload(&self) -> Result<Reloaded, ReloadProblem> {
         let core = self.clone();
-        let read = tokio::task::spawn_blocking(move || {
-            let config = core.shared.reloading.read()?;
-            let credentials = core.shared.credentials.prepare(&config)?;
-            Ok::<_, ReloadProblem>((config, credentials))
-        });
-        let (mut config, credentials) = read.await.map_err(|_cancelled| {
-            ReloadProblem::RestartRequired("the broker is shutting down".to_owned())
-        })??;
+        let read = tokio::task::spawn_blocking(move || core.shared.reloading.read()).await;
+        let mut config = read.map_err(|_cancelled| ReloadProblem::ShuttingDown)??;
+        let credentials = self.shared.credentials.prepare(&config).await?;
         let settings = Settings::of(&mut config);
         let changes = self.settings().changes(&settings);
-        // First the credentials: a connection that is new must not be without one. Those that
-        // are gone go after what is open on them.
-        let rotated = self.shared.credentials.install(credentials);
+        // First the credentials: what is new in the settings must find its own.
+        let changed = self.shared.credentials.commit(credentials);
         let taken = self.state().reload(settings);
         let (handles_revoked, sessions_cut) = (taken.handles.len(), taken.cuts.len());
         self.carry_out(None, CutReason::Reloaded, taken).await;
-        for (name, version) in rotated {
-            self.rotated(&name, version);
-        }
+        changed.iter().for_each(|(name, version)| self.rotated(name, *version));
         Ok(Reloaded { handles_revoked, sessions_cut, changes })
     }
 }

@@ -14,9 +14,9 @@ use super::{Asked, Core, IssueRequest, Issued, Refusal, Verb, Why};
 use crate::arena::Slot;
 use crate::audit::{Audited, Event, Outcome, Record};
 use crate::connection::{Connection, ConnectionName};
-use crate::credential::{Credential, Material};
+use crate::credential::Credential;
 use crate::handle::{Bind, Handle, HandleId, TokenHash};
-use crate::peer::{Peer, Uid};
+use crate::peer::Peer;
 use crate::policy::{Action, Grant, Operator};
 use crate::source::{self, SourceFault};
 
@@ -126,8 +126,11 @@ impl Core {
         let MayRegister { connection, grant, request } = may;
         let RegisterRequest { username, issue } = request;
         let name = &connection.name;
-        let material = Material::whole(username, secret)
-            .map_err(|fault| self.refuse(peer, Some(name), secret_fault(&fault)))?;
+        let material = self.shared.credentials.material(name, Some(username), &secret);
+        let material =
+            material.map_err(|fault| self.refuse(peer, Some(name), secret_fault(&fault)))?;
+        // What was brought, with its newline if it had one, is wiped here.
+        drop(secret);
         let credential = Arc::new(Credential::registered(material));
         self.issue_under(peer, &connection, &grant, issue, Some(credential)).await
     }
@@ -156,8 +159,11 @@ impl Core {
         if request.expires_at.is_some_and(|at| at <= SystemTime::now()) {
             return wrong("expires_at", "lie in the future");
         }
-        if connection.takes_registrations {
-            return wrong("connection", "name one with a source: set secret = { store = true }");
+        if !self.shared.credentials.takes_put(&connection.name) {
+            return wrong(
+                "connection",
+                "name one with secret = { store = true }: another source would take back what is put",
+            );
         }
         Ok(MayPut { operator, connection, request })
     }
@@ -167,12 +173,10 @@ impl Core {
         let MayPut { operator, connection, request } = may;
         let (peer, name) = (operator.peer(), &connection.name);
         let PutRequest { username, expires_at, labels, grace, .. } = request;
-        let fault = |fault: SourceFault| self.refuse(peer, Some(name), secret_fault(&fault));
-        let material = match username.or_else(|| self.shared.credentials.configured_username(name))
-        {
-            Some(username) => Material::whole(username, secret).map_err(fault)?,
-            None => self.shared.credentials.split(&secret).map_err(fault)?,
-        };
+        let material = self.shared.credentials.material(name, username, &secret);
+        let material =
+            material.map_err(|fault| self.refuse(peer, Some(name), secret_fault(&fault)))?;
+        drop(secret);
         let record = Record::new(Event::SecretPut, Outcome::Allowed)
             .peer(peer)
             .connection(name)
@@ -344,9 +348,4 @@ fn secret_fault(fault: &SourceFault) -> Why {
         _ => "be readable",
     };
     Why::InvalidRequest { field: "secret", must }
-}
-
-/// Who brought a secret, for its share of the arena.
-pub(crate) fn share_of(peer: &Peer) -> Uid {
-    peer.uid()
 }

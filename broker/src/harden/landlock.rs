@@ -9,7 +9,7 @@ use std::{fmt, io};
 use landlock::{
     ABI, Access as _, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible as _, NetPort,
     PathBeneath, PathFd, Ruleset, RulesetAttr as _, RulesetCreated, RulesetCreatedAttr as _,
-    RulesetStatus,
+    RulesetStatus, Scope,
 };
 
 /// What stays open.
@@ -114,6 +114,30 @@ pub(super) fn restrict(paths: &Paths) -> io::Result<Enforced> {
         rules =
             rules.add_rule(NetPort::new(port, AccessNet::ConnectTcp)).map_err(io::Error::other)?;
     }
+    restrict_self(rules)
+}
+
+/// Where programs of `exec` sources may write.
+const SCRATCH: &[&str] = &["/dev/null", "/tmp"];
+
+/// Reading and running stay; writing goes, but for temporary files; and so does signalling
+/// anybody outside: the broker has the same uid.
+pub(super) fn restrict_writing() -> io::Result<Enforced> {
+    let abi = ABI::V6;
+    let created = Ruleset::default()
+        .set_compatibility(CompatLevel::BestEffort)
+        .handle_access(AccessFs::from_all(abi))
+        .and_then(|rules| rules.scope(Scope::Signal))
+        .and_then(Ruleset::create)
+        .map_err(io::Error::other)?;
+    let mut rules = allow(created, Path::new("/"), AccessFs::from_read(abi))?;
+    for path in SCRATCH {
+        rules = allow(rules, Path::new(path), AccessFs::from_all(abi))?;
+    }
+    restrict_self(rules)
+}
+
+fn restrict_self(rules: RulesetCreated) -> io::Result<Enforced> {
     let status = rules.restrict_self().map_err(io::Error::other)?;
     Ok(match status.ruleset {
         RulesetStatus::FullyEnforced => Enforced::Fully,

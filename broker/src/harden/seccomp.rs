@@ -8,9 +8,9 @@ use std::io;
 
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch, apply_filter_all_threads};
 
+const PROGRAMS: &[libc::c_long] = &[libc::SYS_execve, libc::SYS_execveat];
+
 const REFUSED: &[libc::c_long] = &[
-    libc::SYS_execve,
-    libc::SYS_execveat,
     libc::SYS_ptrace,
     libc::SYS_process_vm_readv,
     libc::SYS_process_vm_writev,
@@ -48,7 +48,17 @@ const REFUSED: &[libc::c_long] = &[
 ];
 
 pub(super) fn install() -> io::Result<()> {
-    let rules: BTreeMap<i64, Vec<_>> = REFUSED.iter().map(|call| (*call, Vec::new())).collect();
+    refuse(&[PROGRAMS, REFUSED])
+}
+
+/// For the keeper. What it starts inherits the filter.
+pub(super) fn install_but_for_programs() -> io::Result<()> {
+    refuse(&[REFUSED])
+}
+
+fn refuse(calls: &[&[libc::c_long]]) -> io::Result<()> {
+    let rules: BTreeMap<i64, Vec<_>> =
+        calls.iter().copied().flatten().map(|call| (*call, Vec::new())).collect();
     let refused = SeccompAction::Errno(libc::EPERM.unsigned_abs());
     let arch = TargetArch::try_from(std::env::consts::ARCH).map_err(io::Error::other)?;
     let filter =

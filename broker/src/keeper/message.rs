@@ -1,0 +1,173 @@
+//! What broker and keeper say to each other, one message a packet. Pure; every message has one
+//! form and a fixed length, and what is not one is nothing.
+
+#![forbid(unsafe_code)]
+
+use crate::harden::{Dropped, Enforced, Sandbox};
+
+/// Longest message in bytes; a longer packet is none.
+pub(crate) const MAX_MESSAGE: usize = 8;
+
+/// What the broker can ask for, with one descriptor: the socket for the answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Request {
+    /// Run the command of this number. There is no way to say which program that is.
+    Run(u32),
+}
+
+/// What the keeper answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reply {
+    /// Sandboxed, and listening. The only one that is not an answer to a request.
+    Ready(Sandbox),
+    /// The program runs; with one descriptor, the end of its standard output to read from.
+    Started,
+    /// The program is gone, and its process group with it.
+    Ended(Fate),
+    /// It could not be started: the error number.
+    Failed(i32),
+    /// No command has this number.
+    Unknown,
+    /// As many programs run as may.
+    Busy,
+}
+
+/// How a program ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fate {
+    /// With this status.
+    Exited(i32),
+    /// By this signal, which the keeper did not send.
+    Killed(i32),
+    /// By the keeper, when its time was over.
+    TimedOut,
+}
+
+const RUN: u8 = b'R';
+const READY: u8 = b'K';
+const STARTED: u8 = b'S';
+const EXITED: u8 = b'E';
+const KILLED: u8 = b'G';
+const TIMED_OUT: u8 = b'T';
+const FAILED: u8 = b'F';
+const UNKNOWN: u8 = b'U';
+const BUSY: u8 = b'B';
+
+impl Request {
+    pub(crate) fn encode(self) -> Vec<u8> {
+        match self {
+            Self::Run(number) => numbered(RUN, number.to_le_bytes()),
+        }
+    }
+
+    /// `None` for what is not a request.
+    pub(crate) fn decode(packet: &[u8]) -> Option<Self> {
+        match *packet {
+            [RUN, a, b, c, d] => Some(Self::Run(u32::from_le_bytes([a, b, c, d]))),
+            _ => None,
+        }
+    }
+}
+
+impl Reply {
+    pub(crate) fn encode(self) -> Vec<u8> {
+        match self {
+            Self::Ready(Sandbox { landlock, seccomp, capabilities }) => {
+                let landlock = match landlock {
+                    Enforced::Not => 0,
+                    Enforced::Partially => 1,
+                    Enforced::Fully => 2,
+                };
+                vec![READY, landlock, u8::from(seccomp), u8::from(capabilities == Dropped::Dropped)]
+            }
+            Self::Started => vec![STARTED],
+            Self::Ended(Fate::Exited(status)) => numbered(EXITED, status.to_le_bytes()),
+            Self::Ended(Fate::Killed(signal)) => numbered(KILLED, signal.to_le_bytes()),
+            Self::Ended(Fate::TimedOut) => vec![TIMED_OUT],
+            Self::Failed(errno) => numbered(FAILED, errno.to_le_bytes()),
+            Self::Unknown => vec![UNKNOWN],
+            Self::Busy => vec![BUSY],
+        }
+    }
+
+    /// `None` for what is not a reply.
+    pub(crate) fn decode(packet: &[u8]) -> Option<Self> {
+        Some(match *packet {
+            [READY, landlock, seccomp @ (0 | 1), capabilities @ (0 | 1)] => Self::Ready(Sandbox {
+                landlock: match landlock {
+                    0 => Enforced::Not,
+                    1 => Enforced::Partially,
+                    2 => Enforced::Fully,
+                    _ => return None,
+                },
+                seccomp: seccomp == 1,
+                capabilities: if capabilities == 1 { Dropped::Dropped } else { Dropped::None },
+            }),
+            [STARTED] => Self::Started,
+            [EXITED, a, b, c, d] => Self::Ended(Fate::Exited(i32::from_le_bytes([a, b, c, d]))),
+            [KILLED, a, b, c, d] => Self::Ended(Fate::Killed(i32::from_le_bytes([a, b, c, d]))),
+            [TIMED_OUT] => Self::Ended(Fate::TimedOut),
+            [FAILED, a, b, c, d] => Self::Failed(i32::from_le_bytes([a, b, c, d])),
+            [UNKNOWN] => Self::Unknown,
+            [BUSY] => Self::Busy,
+            _ => return None,
+        })
+    }
+}
+
+fn numbered(kind: u8, number: [u8; 4]) -> Vec<u8> {
+    let mut message = vec![kind];
+    message.extend_from_slice(&number);
+    message
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// Whatever decodes is what encodes to it: no message has two forms.
+        #[test]
+        fn one_form_each(packet in prop::collection::vec(any::<u8>(), 0..10)) {
+            if let Some(request) = Request::decode(&packet) {
+                prop_assert_eq!(request.encode(), packet.clone());
+            }
+            if let Some(reply) = Reply::decode(&packet) {
+                prop_assert_eq!(reply.encode(), packet);
+            }
+        }
+
+        #[test]
+        fn round_trip(number in any::<u32>(), status in any::<i32>()) {
+            let request = Request::Run(number);
+            prop_assert_eq!(Request::decode(&request.encode()), Some(request));
+            for reply in [
+                Reply::Started,
+                Reply::Ended(Fate::Exited(status)),
+                Reply::Ended(Fate::Killed(status)),
+                Reply::Ended(Fate::TimedOut),
+                Reply::Failed(status),
+                Reply::Unknown,
+                Reply::Busy,
+            ] {
+                let packet = reply.encode();
+                prop_assert!(packet.len() <= MAX_MESSAGE);
+                prop_assert_eq!(Reply::decode(&packet), Some(reply));
+            }
+        }
+    }
+
+    #[test]
+    fn the_sandbox_comes_back_as_it_was() {
+        for landlock in [Enforced::Not, Enforced::Partially, Enforced::Fully] {
+            for (seccomp, capabilities) in [(true, Dropped::None), (false, Dropped::Dropped)] {
+                let ready = Reply::Ready(Sandbox { landlock, seccomp, capabilities });
+                assert_eq!(Reply::decode(&ready.encode()), Some(ready));
+            }
+        }
+        assert_eq!(Reply::decode(&[READY, 3, 1, 1]), None);
+        assert_eq!(Reply::decode(&[READY, 2, 2, 1]), None);
+    }
+}
