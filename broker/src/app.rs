@@ -27,6 +27,7 @@ use crate::exit::Exit;
 use crate::handle::ExpiryQueue;
 use crate::harden::{self, HardenError, Inherited, Paths};
 use crate::health::{self, Unhealthy};
+use crate::metrics::{self, Metrics, MetricsError};
 use crate::peer::{BindError, Listener, SocketAccess};
 use crate::posture::Posture;
 use crate::shutdown::Signals;
@@ -57,6 +58,8 @@ enum StartError {
     #[error(transparent)]
     Bind(#[from] BindError),
     #[error(transparent)]
+    Metrics(#[from] MetricsError),
+    #[error(transparent)]
     Source(#[from] SourceError),
     #[error(transparent)]
     Unhealthy(#[from] Unhealthy),
@@ -76,6 +79,8 @@ struct App {
     core: Core,
     expiry: ExpiryQueue,
     listeners: Listeners,
+    arena: Arena,
+    metrics: Option<metrics::Server>,
     /// Held for as long as the sockets are ours; absent when they are the service manager's.
     _runtime_dir: Option<RuntimeDir>,
 }
@@ -124,6 +129,7 @@ fn start(places: &Places) -> Result<App, StartError> {
     let mut posture = Posture::find(&config, &arena);
     let audit = Audit::open(&config.audit)?;
     let (listeners, runtime_dir) = Listeners::open(&config, inherited)?;
+    let metrics = config.metrics.as_ref().map(metrics::Server::bind).transpose()?;
     let credentials = Credentials::load(&config, &arena)?;
     posture.sandbox = Some(harden::late(&sandbox_paths(&config))?);
 
@@ -137,12 +143,13 @@ fn start(places: &Places) -> Result<App, StartError> {
     for line in posture.to_string().lines() {
         info!("{line}");
     }
-    let (core, expiry) = Core::new(&mut config, credentials, audit);
-    Ok(App { config, core, expiry, listeners, _runtime_dir: runtime_dir })
+    let counters = Metrics::new(config.connections.keys().cloned());
+    let (core, expiry) = Core::new(&mut config, credentials, audit, counters);
+    Ok(App { config, core, expiry, listeners, arena, metrics, _runtime_dir: runtime_dir })
 }
 
 fn serve(app: App, runtime: &Runtime) -> std::io::Result<()> {
-    let App { config, core, expiry, listeners, _runtime_dir } = app;
+    let App { config, core, expiry, listeners, arena, metrics, _runtime_dir } = app;
     runtime.block_on(async {
         let mut signals = Signals::install()?;
         let (reporter, health) = tonic_health::server::health_reporter();
@@ -153,6 +160,9 @@ fn serve(app: App, runtime: &Runtime) -> std::io::Result<()> {
         tasks.spawn(rpc::run_health(core.clone(), reporter));
         tasks.spawn(rpc::serve(broker, core.clone(), health));
         tasks.spawn(door::postgres::serve(postgres, core.clone()));
+        if let Some(server) = metrics {
+            tasks.spawn(serve_metrics(server, core.clone(), arena));
+        }
         info!(connections = config.connections.len(), runtime_dir = %config.runtime_dir.display(), "ready");
         notify::ready();
 
@@ -171,6 +181,21 @@ fn serve(app: App, runtime: &Runtime) -> std::io::Result<()> {
     })
     // Here the last clone of the core goes, and with it every secret: slots wipe themselves,
     // and then the arena as a whole.
+}
+
+/// Answers scrapes until the core drains, and looks at the arena's canaries at each.
+async fn serve_metrics(server: metrics::Server, core: Core, arena: Arena) {
+    let (metrics, tasks) = (core.metrics().clone(), core.tasks().clone());
+    let snapshot = {
+        let core = core.clone();
+        move || {
+            arena.check();
+            core.snapshot(&arena)
+        }
+    };
+    if let Err(error) = metrics::serve(server, metrics, snapshot, tasks, core.draining()).await {
+        error!(%error, "metrics cannot be served");
+    }
 }
 
 impl Listeners {
@@ -216,9 +241,12 @@ fn sandbox_paths(config: &Config) -> Paths {
 }
 
 fn posture(places: &Places) -> Result<(), StartError> {
+    let _none_of_ours = harden::early()?;
     let config = Config::load(places)?;
     let arena = Arena::map(config.arena.backend, config.arena.capacity)?;
-    print(&Posture::find(&config, &arena).to_string());
+    let mut posture = Posture::find(&config, &arena);
+    posture.sandbox = Some(harden::late(&sandbox_paths(&config))?);
+    print(&posture.to_string());
     Ok(())
 }
 
@@ -252,6 +280,7 @@ impl StartError {
             Self::Config(error) if error.is_permission() => Exit::NoPermission,
             Self::Source(error) if error.fault.is_permission() => Exit::NoPermission,
             Self::RuntimeDir(error) if error.is_permission() => Exit::NoPermission,
+            Self::Metrics(MetricsError::Place { .. }) => Exit::Config,
             Self::Audit(error) if error.is_permission() => Exit::NoPermission,
             Self::Config(_)
             | Self::Source(_)
@@ -263,6 +292,7 @@ impl StartError {
             | Self::Audit(_)
             | Self::NoAudit
             | Self::RuntimeDir(_)
+            | Self::Metrics(_)
             | Self::Bind(BindError::Bind { .. })
             | Self::Unhealthy(_) => Exit::Unavailable,
             Self::Harden(_) | Self::Runtime(_) => Exit::Software,

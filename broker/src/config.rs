@@ -4,6 +4,8 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,6 +39,8 @@ pub struct Config {
     pub(crate) audit: AuditConfig,
     pub(crate) handles: HandleLimits,
     pub(crate) limits: Limits,
+    /// Absent when there is nobody to listen to.
+    pub(crate) metrics: Option<MetricsListen>,
     pub(crate) connections: BTreeMap<ConnectionName, ConfiguredConnection>,
     rules: Vec<Rule>,
     operators: Vec<Selector>,
@@ -73,6 +77,22 @@ pub(crate) struct Limits {
     pub(crate) rate_per_second: u32,
     pub(crate) queue_timeout: Duration,
     pub(crate) handles: usize,
+}
+
+/// `metrics.listen`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum MetricsListen {
+    Tcp(SocketAddr),
+    Unix(PathBuf),
+}
+
+impl fmt::Display for MetricsListen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
 }
 
 /// A connection and where its credential comes from.

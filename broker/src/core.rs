@@ -32,6 +32,7 @@ use crate::credential::Credentials;
 use crate::handle::{
     Bind, Expiry, ExpiryQueue, Handle, HandleId, SHORTEST_LIFE, Standing, Table, Token,
 };
+use crate::metrics::{self, Metrics};
 use crate::peer::{Peer, Uid};
 use crate::policy::{Action, Decision, Grant, Policy};
 use crate::session::Registry;
@@ -63,6 +64,7 @@ struct Shared {
     handle_limits: HandleLimits,
     limits: Limits,
     audit: Audit,
+    metrics: Metrics,
     state: Mutex<State>,
     rates: Mutex<Rates>,
     expiry: Expiry,
@@ -107,6 +109,7 @@ impl Core {
         config: &mut Config,
         credentials: Credentials,
         audit: Audit,
+        metrics: Metrics,
     ) -> (Self, ExpiryQueue) {
         let (expiry, queue) = Expiry::new();
         let connections = config.connections.iter();
@@ -119,6 +122,7 @@ impl Core {
             handle_limits: config.handles,
             limits: config.limits,
             audit,
+            metrics,
             state: Mutex::default(),
             rates: Mutex::default(),
             expiry,
@@ -136,6 +140,7 @@ impl Core {
         peer: &Peer,
         request: IssueRequest,
     ) -> Result<Issued, Refusal> {
+        let timed = self.shared.metrics.begin(metrics::Verb::Issue);
         let connection = self.connection(peer, &request.connection)?;
         let grant = match request.redeemer {
             None => self.grant(peer, Action::Issue, &connection.name)?,
@@ -180,6 +185,7 @@ impl Core {
             // It exited before there was a handle for its watch to find.
             self.holder_exited(peer.id());
         }
+        timed.done();
         Ok(Issued { handle: view, token, connection })
     }
 
@@ -340,6 +346,10 @@ impl Core {
     /// Whether it has begun to shut down.
     pub(crate) fn is_draining(&self) -> bool {
         self.shared.draining.is_cancelled()
+    }
+
+    pub(crate) fn metrics(&self) -> &Metrics {
+        &self.shared.metrics
     }
 
     pub(crate) fn policy(&self) -> &Policy {

@@ -2,13 +2,13 @@
 
 #![forbid(unsafe_code)]
 
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use super::raw::{NameOrId, Raw, Sink};
 use super::{
-    ArenaConfig, AuditConfig, Config, ConfigError, HandleLimits, Limits, Places, connections, file,
-    grants,
+    ArenaConfig, AuditConfig, Config, ConfigError, HandleLimits, Limits, MetricsListen, Places,
+    connections, file, grants,
 };
 use crate::handle::LONGEST_SPAN;
 use crate::peer::{Gid, Uid};
@@ -18,6 +18,8 @@ const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
 /// More locked memory is a mistake, and its size could overflow.
 const MAX_ARENA: usize = 1 << 30;
+/// sun_path of unix(7), less the terminating NUL.
+const MAX_SOCKET_PATH: usize = 107;
 
 /// Names the file and key that a value came from.
 pub(super) struct At<'a> {
@@ -138,10 +140,16 @@ pub(super) fn config(raw: Raw, places: &Places) -> Result<Config, ConfigError> {
         }
     }
 
+    let runtime_dir =
+        at("broker.runtime_dir").absolute(raw.broker.runtime_dir, &places.runtime_dir)?;
     Ok(Config {
         file: path.to_owned(),
-        runtime_dir: at("broker.runtime_dir")
-            .absolute(raw.broker.runtime_dir, &places.runtime_dir)?,
+        metrics: raw
+            .metrics
+            .listen
+            .map(|text| metrics_listen(&text, &runtime_dir, &at("metrics.listen")))
+            .transpose()?,
+        runtime_dir,
         state_dir,
         socket_group: raw
             .broker
@@ -179,6 +187,34 @@ pub(super) fn config(raw: Raw, places: &Places) -> Result<Config, ConfigError> {
         operators,
         connections: configured,
     })
+}
+
+/// `ADDRESS:PORT`, or `unix:` and a path.
+fn metrics_listen(
+    text: &str,
+    runtime_dir: &Path,
+    at: &At<'_>,
+) -> Result<MetricsListen, ConfigError> {
+    let Some(path) = text.strip_prefix("unix:") else {
+        let address = text.parse().map(MetricsListen::Tcp);
+        return address.map_err(|_not_an_address| {
+            at.wrong("is no address: write it as \"127.0.0.1:9464\" or \"unix:/run/credbroker-metrics/metrics.sock\"")
+        });
+    };
+    let path = at.absolute(Some(path.into()), Path::new("/"))?;
+    if path.components().any(|part| part == Component::ParentDir) {
+        return Err(at.wrong("must not go up with \"..\""));
+    }
+    // Who may enter there may not know which connections there are; metrics name them all.
+    if path.starts_with(runtime_dir) {
+        return Err(at.wrong(
+            "lies in broker.runtime_dir, which workloads enter: choose a directory of its own",
+        ));
+    }
+    if path.as_os_str().len() > MAX_SOCKET_PATH {
+        return Err(at.wrong("is longer than the 107 bytes that a socket's path may have"));
+    }
+    Ok(MetricsListen::Unix(path))
 }
 
 pub(super) fn rate(number: Option<u32>, at: &At<'_>) -> Result<Option<u32>, ConfigError> {

@@ -160,6 +160,7 @@ impl Core {
             record = record.connection(connection);
         }
         let reference = self.shared.audit.always(&record);
+        self.shared.metrics.denied_by_policy(denial.reason);
         let connection = connection.map_or("-", ConnectionName::as_str);
         let nearest = denial.nearest.as_deref().unwrap_or("-");
         info!(
@@ -184,6 +185,7 @@ impl Core {
             record = record.connection(connection);
         }
         let reference = self.shared.audit.always(&record);
+        self.shared.metrics.denied(why.name());
         let connection = connection.map_or("-", ConnectionName::as_str);
         let detail = match &why {
             Why::InvalidRequest { field, .. } => field,

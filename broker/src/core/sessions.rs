@@ -10,6 +10,7 @@ use super::{Core, Refusal, Verb, Why};
 use crate::audit::{Audited, Event, Outcome, Record};
 use crate::connection::Connection;
 use crate::handle::{Handle, HandleFault, HandleId, TokenHash};
+use crate::metrics;
 use crate::peer::Peer;
 use crate::policy::{Action, Decision, Denial, Grant};
 use crate::session::{ClientKey, Cut, Owner, SessionId};
@@ -75,6 +76,7 @@ impl Core {
         token: Option<TokenHash>,
         database: Option<&str>,
     ) -> Result<Opening, Refusal> {
+        let timed = self.shared.metrics.begin(metrics::Verb::Open);
         let Admission { connection, asks } = admission;
         let name = &connection.name;
         self.check_alive(peer, name)?;
@@ -104,7 +106,10 @@ impl Core {
         let recorded =
             self.record_opening(peer, entered, &grant, database, (&subject, &purpose)).await;
         match recorded {
-            Ok(audited) => Ok(audited.into_inner().recorded()),
+            Ok(audited) => {
+                timed.done();
+                Ok(audited.into_inner().recorded())
+            }
             Err((handle, refusal)) => {
                 // Nothing was tried with the use that was spent.
                 if let Some(handle) = handle {

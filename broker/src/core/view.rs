@@ -6,8 +6,10 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::{Core, State};
+use crate::arena::Arena;
 use crate::connection::Connection;
 use crate::handle::{Bind, Handle, HandleId};
+use crate::metrics::Snapshot;
 use crate::peer::{Peer, Uid};
 use crate::policy::Actions;
 
@@ -73,6 +75,23 @@ impl Core {
             })
         });
         seen.collect()
+    }
+
+    /// The state of the broker, for metrics.
+    pub(crate) fn snapshot(&self, arena: &Arena) -> Snapshot {
+        let (handles, sessions) = {
+            let state = self.state();
+            (state.handles.live().count(), state.sessions.len())
+        };
+        Snapshot {
+            handles,
+            sessions,
+            arena: arena.usage(),
+            audit_records: self.shared.audit.records(),
+            audit_writable: self.shared.audit.is_writable(),
+            credential_expiry: Vec::new(),
+            last_reload_successful: true,
+        }
     }
 
     /// What a peer should know about its own isolation.

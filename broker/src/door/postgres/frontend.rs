@@ -5,6 +5,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::time::Instant;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
@@ -162,11 +163,15 @@ impl Protocol for Frontend {
             database: opening.database().as_str(),
             parameters: &parameters,
         };
+        let began = Instant::now();
         let login = async { log_in(Link::dial(connection).await?, request).await };
         let answer = tokio::select! {
             answer = login => answer,
             () = gone(&self.stream) => return Err(UpstreamFault::Abandoned),
         };
+        if answer.is_ok() {
+            opening.metrics().upstream_connect(&connection.name, began.elapsed());
+        }
         answer.map_err(|fault| upstream_fault(fault, opening))
     }
 
@@ -201,6 +206,7 @@ fn upstream_fault(fault: LoginFault, opening: &Opening) -> UpstreamFault {
     let (reason, why) = match fault {
         LoginFault::Server { sqlstate, message } => {
             info!(%connection, sqlstate, "the server ended a login");
+            opening.metrics().upstream_error(connection, "server_error");
             return UpstreamFault::Theirs(message);
         }
         LoginFault::Dial(DialError::Untrusted(source)) => {
@@ -224,6 +230,7 @@ fn upstream_fault(fault: LoginFault, opening: &Opening) -> UpstreamFault {
             ("upstream_unreachable", Why::UpstreamUnreachable)
         }
     };
+    opening.metrics().upstream_error(connection, reason);
     UpstreamFault::Ours { reason, why }
 }
 
