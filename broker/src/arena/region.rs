@@ -435,7 +435,12 @@ fn within_memlock(wanted: usize, page: usize) -> Result<usize, RegionError> {
 
 #[cfg(test)]
 mod tests {
+    use rustix::process::{Rlimit, setrlimit};
+    use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
+    use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch, apply_filter};
+
     use super::*;
+    use crate::isolated;
 
     #[test]
     fn each_backend_maps_and_is_zeroed() {
@@ -464,5 +469,56 @@ mod tests {
             Region::map(BackendChoice::Auto, 100),
             Err(RegionError::CapacityTooSmall { wanted: 100 })
         ));
+    }
+
+    /// What the kernel answers in a sandbox, on an old kernel, and where the limit is used up.
+    #[test]
+    fn the_answers_to_memfd_secret_are_told_apart_and_memfd_takes_its_place() {
+        let name = "arena::region::tests::the_answers_to_memfd_secret_are_told_apart_and_memfd_takes_its_place";
+        let Some(role) = isolated::role() else {
+            let has = memfd_secret().is_ok();
+            for (role, why) in
+                [("ENOSYS", "Absent"), ("EPERM", "Forbidden"), ("limit", "LimitReached")]
+            {
+                let done = isolated::again(name, role);
+                assert!(done.success, "{role}: {}", done.said);
+                let why = if has || role != "limit" { why } else { "Absent" };
+                let required = format!("required: {why}\n");
+                assert!(done.said.contains(&required), "{role}: {}", done.said);
+            }
+            return;
+        };
+        let answer = match role.as_str() {
+            "ENOSYS" => Some(libc::ENOSYS),
+            "EPERM" => Some(libc::EPERM),
+            _ => None,
+        };
+        if let Some(errno) = answer {
+            let refused = SeccompAction::Errno(errno.unsigned_abs());
+            let calls = [(libc::SYS_memfd_secret, Vec::new())].into();
+            let arch = TargetArch::try_from(std::env::consts::ARCH).unwrap();
+            let filter = SeccompFilter::new(calls, SeccompAction::Allow, refused, arch).unwrap();
+            apply_filter(&BpfProgram::try_from(filter).unwrap()).unwrap();
+        } else {
+            // An unprivileged process, as in a container.
+            let limit = Rlimit { current: Some(64 * 1024), maximum: Some(64 * 1024) };
+            setrlimit(Resource::Memlock, limit).unwrap();
+            let none = CapabilitySet::empty();
+            let sets = CapabilitySets { effective: none, permitted: none, inheritable: none };
+            set_capabilities(None, sets).unwrap();
+        }
+        let region = Region::map(BackendChoice::Auto, 1 << 20).unwrap();
+        assert_eq!(region.flags(), VmFlags::Confirmed);
+        if answer.is_some() {
+            assert_eq!(region.backend(), Backend::Memfd);
+        } else {
+            assert_eq!(region.len(), 48 * 1024);
+            let more = Region::map(BackendChoice::Auto, 1 << 20);
+            assert!(matches!(more, Err(RegionError::Map { .. })), "a refusal and no crash");
+        }
+        match Region::map(BackendChoice::MemfdSecret, 1 << 20) {
+            Err(RegionError::NoMemfdSecret { why, .. }) => println!("required: {why:?}"),
+            other => panic!("{:?}", other.map(|region| region.backend())),
+        }
     }
 }
