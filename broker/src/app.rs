@@ -28,6 +28,7 @@ use crate::handle::ExpiryQueue;
 use crate::harden::{self, HardenError, Inherited, Paths};
 use crate::health::{self, Unhealthy};
 use crate::keeper::{Keeper, KeeperError};
+use crate::metrics::{self, Metrics, MetricsError};
 use crate::peer::{BindError, Listener, SocketAccess};
 use crate::posture::Posture;
 use crate::rpc::Audience;
@@ -64,6 +65,8 @@ enum StartError {
     #[error(transparent)]
     Suspension(#[from] SuspensionError),
     #[error(transparent)]
+    Metrics(#[from] MetricsError),
+    #[error(transparent)]
     Source(#[from] SourceError),
     #[error(transparent)]
     Unhealthy(#[from] Unhealthy),
@@ -83,6 +86,8 @@ struct App {
     core: Core,
     expiry: ExpiryQueue,
     listeners: Listeners,
+    arena: Arena,
+    metrics: Option<metrics::Server>,
     /// Held for as long as the sockets are ours.
     _directories: Directories,
 }
@@ -145,6 +150,7 @@ fn start(places: &Places) -> Result<App, StartError> {
     let audit = Audit::open(&config.audit)?;
     let suspensions = SuspensionFile::open(&config.state_dir)?;
     let (listeners, directories) = Listeners::open(&config, inherited)?;
+    let metrics = config.metrics.as_ref().map(metrics::Server::bind).transpose()?;
     let credentials = Credentials::load(&config, &arena, &keeper)?;
     let sandbox = sandbox_paths(&config);
     posture.sandbox = Some(harden::late(&sandbox)?);
@@ -161,17 +167,18 @@ fn start(places: &Places) -> Result<App, StartError> {
     }
     let (core, expiry) = Core::new(Parts {
         reloading: Reloading::new(places.clone(), &config, sandbox, sandbox_paths),
+        metrics: Metrics::new(config.connections.keys().cloned()),
         settings: Settings::of(&mut config),
         credentials,
         audit,
         suspensions,
         posture: posture.facts(),
     });
-    Ok(App { config, core, expiry, listeners, _directories: directories })
+    Ok(App { config, core, expiry, listeners, arena, metrics, _directories: directories })
 }
 
 fn serve(app: App, runtime: &Runtime) -> std::io::Result<()> {
-    let App { config, core, expiry, listeners, _directories } = app;
+    let App { config, core, expiry, listeners, arena, metrics, _directories } = app;
     runtime.block_on(async {
         let mut signals = Signals::install()?;
         let (reporter, health) = tonic_health::server::health_reporter();
@@ -185,6 +192,9 @@ fn serve(app: App, runtime: &Runtime) -> std::io::Result<()> {
         tasks.spawn(rpc::serve(broker, Audience::Workloads, core.clone(), health.clone()));
         tasks.spawn(rpc::serve(admin, Audience::Operators, core.clone(), health));
         tasks.spawn(door::postgres::serve(postgres, core.clone()));
+        if let Some(server) = metrics {
+            tasks.spawn(serve_metrics(server, core.clone(), arena));
+        }
         info!(connections = config.connections.len(), runtime_dir = %config.runtime_dir.display(), "ready");
         notify::ready();
 
@@ -208,6 +218,21 @@ fn serve(app: App, runtime: &Runtime) -> std::io::Result<()> {
     })
     // Here the last clone of the core goes, and with it every secret: slots wipe themselves,
     // and then the arena as a whole.
+}
+
+/// Answers scrapes until the core drains, and looks at the arena's canaries at each.
+async fn serve_metrics(server: metrics::Server, core: Core, arena: Arena) {
+    let (metrics, tasks) = (core.metrics().clone(), core.tasks().clone());
+    let snapshot = {
+        let core = core.clone();
+        move || {
+            arena.check();
+            core.snapshot(&arena)
+        }
+    };
+    if let Err(error) = metrics::serve(server, metrics, snapshot, tasks, core.draining()).await {
+        error!(%error, "metrics cannot be served");
+    }
 }
 
 impl Listeners {
@@ -262,9 +287,12 @@ fn sandbox_paths(config: &Config) -> Paths {
 }
 
 fn posture(places: &Places) -> Result<(), StartError> {
+    let _none_of_ours = harden::early()?;
     let config = Config::load(places)?;
     let arena = Arena::map(config.arena.backend, config.arena.capacity)?;
-    print(&Posture::find(&config, &arena).to_string());
+    let mut posture = Posture::find(&config, &arena);
+    posture.sandbox = Some(harden::late(&sandbox_paths(&config))?);
+    print(&posture.to_string());
     Ok(())
 }
 
@@ -299,6 +327,7 @@ impl StartError {
             Self::Source(error) if error.fault.is_permission() => Exit::NoPermission,
             Self::Source(error) if error.fault.is_passing() => Exit::Unavailable,
             Self::RuntimeDir(error) if error.is_permission() => Exit::NoPermission,
+            Self::Metrics(MetricsError::Place { .. }) => Exit::Config,
             Self::Audit(error) if error.is_permission() => Exit::NoPermission,
             Self::Config(_)
             | Self::Source(_)
@@ -311,6 +340,7 @@ impl StartError {
             | Self::Audit(_)
             | Self::NoAudit
             | Self::RuntimeDir(_)
+            | Self::Metrics(_)
             | Self::Bind(BindError::Bind { .. })
             | Self::Unhealthy(_) => Exit::Unavailable,
             Self::Harden(_) | Self::Keeper(_) | Self::Runtime(_) => Exit::Software,

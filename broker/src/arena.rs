@@ -5,20 +5,30 @@
 //! - a [`Slot`] is wiped before its place can be used again, and the whole region before it is
 //!   unmapped;
 //! - the region is mapped, locked and readable before the first secret exists, so that running
-//!   out of locked memory is a refusal to start and never a fault at a request.
+//!   out of locked memory is a refusal to start and never a fault at a request;
+//! - before and after each slot stands a canary, and behind a secret its place is zero. Whoever
+//!   finds that broken wipes everything and ends the process: a program that writes where it
+//!   must not cannot be trusted with another secret;
+//! - what peers register cannot take more than half, nor one uid more than a quarter of that.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use subtle::ConstantTimeEq as _;
 use thiserror::Error;
+use tracing::error;
 use zeroize::Zeroize as _;
 
 use self::region::Region;
-pub use self::region::{Backend, BackendChoice, RegionError};
-use self::slab::{Extent, Extents};
+pub use self::region::{Backend, BackendChoice, NoSecretMemory, RegionError};
+pub use self::slab::Usage;
+use self::slab::{Extent, Extents, Owner};
+pub use self::vm_flags::VmFlags;
+use crate::peer::Uid;
 
 mod region;
 mod slab;
+mod vm_flags;
 pub mod zeroing;
 
 /// Smallest arena that is worth starting with: what old containers get as RLIMIT_MEMLOCK.
@@ -40,13 +50,17 @@ struct Shared {
 pub struct Posture {
     /// How the memory is backed.
     pub backend: Backend,
+    /// Why it is not memfd_secret's, where it is not.
+    pub why_not_secret: Option<NoSecretMemory>,
+    /// What the kernel says that it does with it.
+    pub flags: VmFlags,
     /// Bytes of the arena.
     pub capacity: usize,
     /// Bytes that were asked for, before RLIMIT_MEMLOCK was looked at.
     pub wanted: usize,
 }
 
-/// No room is left in the arena.
+/// No room is left in the arena, or none for this peer.
 #[derive(Debug, Error, PartialEq, Eq)]
 #[error("the arena is full: raise arena.capacity, or RLIMIT_MEMLOCK if that caps it")]
 pub struct ArenaFull;
@@ -58,7 +72,7 @@ impl Arena {
     /// When no backend that `choice` allows can be had, or less than [`MIN_CAPACITY`] bytes.
     pub fn map(choice: BackendChoice, capacity: usize) -> Result<Self, RegionError> {
         let region = Region::map(choice, capacity)?;
-        let extents = Mutex::new(Extents::new(region.len()));
+        let extents = Mutex::new(Extents::new(region.first(), region.len()));
         Ok(Self { shared: Arc::new(Shared { region, extents }) })
     }
 
@@ -66,17 +80,70 @@ impl Arena {
     #[must_use]
     pub fn posture(&self) -> Posture {
         let region = &self.shared.region;
-        Posture { backend: region.backend(), capacity: region.len(), wanted: region.wanted() }
+        Posture {
+            backend: region.backend(),
+            why_not_secret: region.why_not_secret(),
+            flags: region.flags(),
+            capacity: region.len(),
+            wanted: region.wanted(),
+        }
     }
 
-    /// A zeroed place of `len` bytes.
+    /// A zeroed place of `len` bytes for a credential or key of the broker's own.
     ///
     /// # Errors
     /// [`ArenaFull`] when no free extent is long enough.
     pub fn allocate(&self, len: usize) -> Result<Slot, ArenaFull> {
-        let mut extents = self.shared.extents.lock().unwrap_or_else(PoisonError::into_inner);
-        let extent = extents.take(len).ok_or(ArenaFull)?;
+        self.place(len, Owner::Broker)
+    }
+
+    /// A zeroed place of `len` bytes for what a peer of `uid` registers. All peers together get
+    /// half of the arena, and one uid a quarter of that, or one longest secret where that is more.
+    ///
+    /// # Errors
+    /// [`ArenaFull`] when the uid or all peers have their part, or no free extent is long enough.
+    pub fn allocate_for(&self, uid: Uid, len: usize) -> Result<Slot, ArenaFull> {
+        self.place(len, Owner::Peer(uid))
+    }
+
+    /// How full it is.
+    #[must_use]
+    pub fn usage(&self) -> Usage {
+        self.shared.extents().usage()
+    }
+
+    /// Looks at the canaries of all slots. Does not return when one is broken.
+    pub fn check(&self) {
+        let extents = self.shared.extents();
+        let intact = |(offset, len)| self.shared.region.is_intact(offset, len, None);
+        if !extents.taken().all(intact) {
+            self.shared.wipe_and_abort();
+        }
+    }
+
+    fn place(&self, len: usize, owner: Owner) -> Result<Slot, ArenaFull> {
+        // Under the lock, so that no check sees a place without its canaries.
+        let mut extents = self.shared.extents();
+        let mut extent = extents.take(len, owner).ok_or(ArenaFull)?;
+        self.shared.region.arm(&mut extent);
         Ok(Slot { shared: Arc::clone(&self.shared), extent, len })
+    }
+}
+
+impl Shared {
+    fn extents(&self) -> MutexGuard<'_, Extents> {
+        self.extents.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The end: first the secrets, then a line that says why, then the process. Nothing is
+    /// unwound, for nothing that this program would still do can be relied on.
+    #[cold]
+    fn wipe_and_abort(&self) -> ! {
+        self.region.dangerous_wipe_for_abort();
+        error!(
+            "the arena is damaged: something wrote past its place; all secrets are wiped, and the broker ends"
+        );
+        std::process::abort()
     }
 }
 
@@ -102,7 +169,7 @@ pub struct Slot {
 impl Slot {
     /// Lends the bytes to `read`. Whatever `read` copies out of them it must wipe itself.
     pub fn expose<R>(&self, read: impl FnOnce(&[u8]) -> R) -> R {
-        read(self.shared.region.bytes(self.extent.offset(), self.len))
+        read(self.shared.region.bytes(&self.extent, self.len))
     }
 
     /// Lends the bytes for writing.
@@ -110,6 +177,12 @@ impl Slot {
         // The extent belongs to this slot alone until it is given back in `drop`, and `&mut self`
         // excludes a second borrow, so no other reference to these bytes exists.
         write(self.shared.region.bytes_mut(&mut self.extent, self.len))
+    }
+
+    /// Whether two secrets are the same, in a time that depends on their lengths only.
+    #[must_use]
+    pub fn equals(&self, other: &Self) -> bool {
+        self.expose(|own| other.expose(|other| bool::from(own.ct_eq(other))))
     }
 
     /// Number of bytes in use.
@@ -133,10 +206,13 @@ impl Slot {
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        self.len = self.extent.len();
-        self.fill(|bytes| bytes.zeroize());
-        let mut extents = self.shared.extents.lock().unwrap_or_else(PoisonError::into_inner);
-        extents.give_back(&self.extent);
+        let Self { shared, extent, len } = self;
+        let mut extents = shared.extents();
+        if !shared.region.is_intact(extent.offset(), extent.len(), Some(*len)) {
+            shared.wipe_and_abort();
+        }
+        shared.region.clear(extent);
+        extents.give_back(extent);
     }
 }
 
@@ -149,6 +225,7 @@ impl fmt::Debug for Slot {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::isolated;
 
     fn arena() -> Arena {
         Arena::map(BackendChoice::Auto, 64 * 1024).unwrap()
@@ -184,8 +261,10 @@ mod tests {
         while let Ok(slot) = arena.allocate(1024) {
             slots.push(slot);
         }
-        assert_eq!(slots.len(), 64);
-        assert_eq!(arena.allocate(1).unwrap_err(), ArenaFull);
+        assert_eq!(slots.len(), 60, "each takes its canaries, too");
+        assert_eq!(arena.usage().free, arena.usage().capacity - 60 * 1088);
+        assert_eq!(arena.allocate(arena.usage().largest_free + 1).unwrap_err(), ArenaFull);
+        assert!(arena.allocate(arena.usage().largest_free).is_ok());
         slots.pop();
         assert!(arena.allocate(1024).is_ok());
     }
@@ -207,14 +286,91 @@ mod tests {
         let slot = arena().allocate(4).unwrap();
         assert_eq!(format!("{slot:?}"), "[REDACTED]");
     }
-}
 
-// PROVISIONAL
-#[derive(Clone, Copy, Debug)]
-pub struct Usage {
-    pub capacity: usize,
-    pub own: usize,
-    pub registered: usize,
-    pub free: usize,
-    pub largest_free: usize,
+    #[test]
+    fn what_a_peer_registers_is_counted_until_it_is_dropped() {
+        let arena = arena();
+        let own = arena.allocate(32).unwrap();
+        let mut slots = Vec::new();
+        while let Ok(slot) = arena.allocate_for(Uid::from_raw(7), 1000) {
+            slots.push(slot);
+        }
+        let Usage { capacity, own: broker, registered, free, .. } = arena.usage();
+        assert_eq!((broker, registered), (64, slots.len() * 1088));
+        assert_eq!(broker + registered + free, capacity);
+        assert!(registered <= capacity / 2);
+        assert!(arena.allocate(1000).is_ok(), "the broker's own half is left");
+        drop((own, slots));
+        assert_eq!((arena.usage().registered, arena.usage().own), (0, 0));
+        assert!(arena.allocate_for(Uid::from_raw(7), 1000).is_ok());
+    }
+
+    #[test]
+    fn equal_is_what_has_the_same_bytes() {
+        let arena = arena();
+        let slot = |text: &[u8]| {
+            let mut slot = arena.allocate(text.len()).unwrap();
+            slot.fill(|bytes| bytes.copy_from_slice(text));
+            slot
+        };
+        assert!(slot(b"secret").equals(&slot(b"secret")));
+        assert!(!slot(b"secret").equals(&slot(b"sacred")));
+        assert!(!slot(b"secret").equals(&slot(b"secret2")));
+    }
+
+    #[test]
+    fn slots_of_any_length_are_found_intact() {
+        let arena = arena();
+        let mut slots: Vec<Slot> = (0..100).filter_map(|len| arena.allocate(len).ok()).collect();
+        for slot in &mut slots {
+            slot.fill(|bytes| bytes.fill(0xff));
+            slot.truncate(slot.len() / 2);
+        }
+        arena.check();
+    }
+
+    /// Each way to leave one's place, in a process of its own, and how it is found.
+    #[test]
+    fn a_broken_canary_wipes_the_arena_and_ends_the_process() {
+        let name = "arena::tests::a_broken_canary_wipes_the_arena_and_ends_the_process";
+        let Some(way) = isolated::role() else {
+            for way in ["before", "after", "rest", "check"] {
+                let done = isolated::again(name, way);
+                assert_eq!(done.signal, Some(libc::SIGABRT), "{way}: {}", done.said);
+                let lines = done.said.lines().filter(|line| line.contains("the arena is damaged"));
+                assert_eq!(lines.count(), 1, "{way}: {}", done.said);
+                assert!(!done.said.contains("canaryofthetest"), "{way}: {}", done.said);
+                assert!(done.said.contains("wiped=true"), "{way}: {}", done.said);
+            }
+            // The control: the same without a broken canary ends well.
+            assert_eq!(isolated::again(name, "none").signal, None);
+            return;
+        };
+        let arena = arena();
+        let mut bystander = arena.allocate(15).unwrap();
+        bystander.fill(|bytes| bytes.copy_from_slice(b"canaryofthetest"));
+        let _subscriber =
+            tracing::subscriber::set_default(isolated::SaysAnd(Box::new(move || {
+                format!("wiped={}", bystander.expose(|bytes| bytes == [0; 15]))
+            })));
+        let slot = arena.allocate(20).unwrap();
+        let place = slot.expose(<[u8]>::as_ptr).cast_mut();
+        match way.as_str() {
+            "before" => poke(place.wrapping_sub(1)),
+            "after" | "check" => poke(place.wrapping_add(slot.extent.room())),
+            "rest" => poke(place.wrapping_add(20)),
+            _ => {}
+        }
+        if way == "check" {
+            arena.check();
+        }
+        drop(slot);
+    }
+
+    /// What a bug does.
+    #[allow(unsafe_code, reason = "a write past a slot cannot be made otherwise")]
+    fn poke(place: *mut u8) {
+        // SAFETY: the places above lie within the mapping, and no reference to them exists.
+        unsafe { place.write_volatile(0xEE) };
+    }
 }

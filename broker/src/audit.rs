@@ -165,6 +165,11 @@ impl Audit {
         self.always(record)
     }
 
+    /// Records in the chain, those before this start included.
+    pub(crate) fn records(&self) -> u64 {
+        self.writer.lock().unwrap_or_else(PoisonError::into_inner).chain.records()
+    }
+
     /// Whether grants can be written at this moment.
     pub(crate) fn is_writable(&self) -> bool {
         self.writer.lock().unwrap_or_else(PoisonError::into_inner).writable

@@ -4,6 +4,8 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -40,6 +42,8 @@ pub struct Config {
     pub(crate) audit: AuditConfig,
     pub(crate) handles: HandleLimits,
     pub(crate) limits: Limits,
+    /// Absent when there is nobody to listen to.
+    pub(crate) metrics: Option<MetricsListen>,
     pub(crate) connections: BTreeMap<ConnectionName, ConfiguredConnection>,
     rules: Vec<Rule>,
     operators: Vec<Selector>,
@@ -88,6 +92,7 @@ pub(crate) struct Fixed {
     allow_own_uid: bool,
     arena: ArenaConfig,
     audit: AuditConfig,
+    metrics: Option<MetricsListen>,
 }
 
 impl Fixed {
@@ -101,8 +106,25 @@ impl Fixed {
             ("broker.allow_own_uid", self.allow_own_uid == new.allow_own_uid),
             ("[arena]", self.arena == new.arena),
             ("[audit]", self.audit == new.audit),
+            ("[metrics]", self.metrics == new.metrics),
         ];
         checks.into_iter().find(|(_, same)| !same).map(|(key, _)| key)
+    }
+}
+
+/// `metrics.listen`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum MetricsListen {
+    Tcp(SocketAddr),
+    Unix(PathBuf),
+}
+
+impl fmt::Display for MetricsListen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
     }
 }
 
@@ -264,6 +286,7 @@ impl Config {
             allow_own_uid: self.allow_own_uid,
             arena: self.arena.clone(),
             audit: self.audit.clone(),
+            metrics: self.metrics.clone(),
         }
     }
 

@@ -38,6 +38,7 @@ use crate::audit::{Audit, Event, Outcome, Record};
 use crate::connection::{Connection, ConnectionName};
 use crate::credential::{Credential, Credentials};
 use crate::handle::{Bind, Expiry, ExpiryQueue, Handle, HandleId, SHORTEST_LIFE, Standing, Token};
+use crate::metrics::{self, Metrics};
 use crate::peer::{Peer, Uid};
 use crate::policy::{Action, Decision, Grant};
 
@@ -72,6 +73,7 @@ pub(crate) struct Core {
 struct Shared {
     credentials: Credentials,
     audit: Audit,
+    metrics: Metrics,
     state: Mutex<State>,
     rates: Mutex<Rates>,
     refusals: explain::Remembered,
@@ -93,6 +95,7 @@ pub(crate) struct Parts {
     pub(crate) settings: Settings,
     pub(crate) credentials: Credentials,
     pub(crate) audit: Audit,
+    pub(crate) metrics: Metrics,
     pub(crate) suspensions: (SuspensionFile, Suspended),
     pub(crate) reloading: Reloading,
     pub(crate) posture: Vec<(&'static str, String)>,
@@ -127,6 +130,7 @@ impl Core {
         let shared = Shared {
             credentials: parts.credentials,
             audit: parts.audit,
+            metrics: parts.metrics,
             state: Mutex::new(State::new(parts.settings, suspended)),
             rates: Mutex::default(),
             refusals: explain::Remembered::default(),
@@ -149,6 +153,7 @@ impl Core {
         peer: &Peer,
         request: IssueRequest,
     ) -> Result<Issued, Refusal> {
+        let timed = self.shared.metrics.begin(metrics::Verb::Issue);
         let connection = self.connection(peer, Action::Issue, &request.connection)?;
         let grant = match request.redeemer {
             None => self.grant(peer, Action::Issue, &connection.name)?,
@@ -157,7 +162,9 @@ impl Core {
         self.check_words(peer, &connection, &request)?;
         self.check_open_for_business(peer, &connection.name)?;
         self.check_rate(peer, &grant, Verb::Issue)?;
-        self.issue_under(peer, &connection, &grant, request, None).await
+        let issued = self.issue_under(peer, &connection, &grant, request, None).await?;
+        timed.done();
+        Ok(issued)
     }
 
     /// What all kinds of issuing share, once policy has allowed it.
@@ -414,6 +421,10 @@ impl Core {
     /// The configuration in force.
     pub(crate) fn settings(&self) -> Arc<Settings> {
         Arc::clone(&self.state().settings)
+    }
+
+    pub(crate) fn metrics(&self) -> &Metrics {
+        &self.shared.metrics
     }
 
     /// Whether the broker can grant anything at this moment.

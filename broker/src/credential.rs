@@ -289,6 +289,16 @@ impl Credentials {
         self.shared.arena.usage()
     }
 
+    /// The connections whose credential has an end, and when that is.
+    pub(crate) fn expiries(&self) -> Vec<(ConnectionName, SystemTime)> {
+        let state = self.state();
+        let ends = state.entries.iter().filter_map(|(name, entry)| {
+            entry.current.as_ref()?;
+            Some((name.clone(), entry.expires_at?))
+        });
+        ends.collect()
+    }
+
     /// Where a connection's credential comes from, for people.
     pub(crate) fn source_of(&self, connection: &ConnectionName) -> String {
         self.source(connection).map(|source| source.kind.to_string()).unwrap_or_default()

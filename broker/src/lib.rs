@@ -23,6 +23,7 @@
 //! | `core` | the verbs, where identity, policy and audit meet |
 //! | `rpc`, `door` | the edges: gRPC, and the Postgres protocol |
 //! | `upstream` | the way to the database |
+//! | `metrics` | counters, and the socket they are read from |
 //!
 //! # How a grant comes about
 //!
@@ -52,8 +53,11 @@ pub mod exit;
 mod handle;
 mod harden;
 mod health;
+#[cfg(test)]
+mod isolated;
 mod keeper;
 mod lobby;
+mod metrics;
 mod notify;
 pub mod peer;
 pub mod policy;

@@ -105,6 +105,24 @@ pub fn scan_surroundings(pid: u32, patterns: &[Pattern]) -> io::Result<Vec<Strin
     Ok(hits)
 }
 
+/// The `VmFlags` (proc_pid_smaps(5)) of each mapping of the arena of process `pid`.
+///
+/// # Errors
+/// When the process is gone or may not be read.
+pub fn arena_flags(pid: u32) -> io::Result<Vec<Vec<String>>> {
+    let smaps = fs::read_to_string(format!("/proc/{pid}/smaps"))?;
+    let mut flags = Vec::new();
+    let mut in_arena = false;
+    for line in smaps.lines() {
+        if let Some(mapping) = Mapping::parse(line) {
+            in_arena = is_arena(&mapping.name);
+        } else if let Some(found) = line.strip_prefix("VmFlags:").filter(|_| in_arena) {
+            flags.push(found.split_whitespace().map(str::to_owned).collect());
+        }
+    }
+    Ok(flags)
+}
+
 /// Looks for `patterns` in all regular files below `roots`. Gives `path: form` for each.
 #[must_use]
 pub fn scan_files(roots: &[PathBuf], patterns: &[Pattern]) -> Vec<String> {

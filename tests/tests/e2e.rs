@@ -22,6 +22,10 @@ mod harness;
 mod hostile;
 #[path = "e2e/lifecycle.rs"]
 mod lifecycle;
+#[path = "e2e/memory.rs"]
+mod memory;
+#[path = "e2e/metrics.rs"]
+mod metrics;
 #[path = "e2e/revocation.rs"]
 mod revocation;
 #[path = "e2e/rpc.rs"]

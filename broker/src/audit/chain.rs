@@ -103,6 +103,11 @@ impl Chain {
         Seq(self.head.seq)
     }
 
+    /// How many records there are so far.
+    pub(super) fn records(&self) -> u64 {
+        self.head.seq
+    }
+
     /// The head that `line` makes, if its own hash is right.
     pub(crate) fn head_of(line: &str) -> Option<Head> {
         let links = read(line)?;

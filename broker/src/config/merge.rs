@@ -69,8 +69,17 @@ pub(super) fn merge(main: &Path, written: Vec<Written>) -> Result<Merged, Config
     let mut parts = Vec::new();
     for Written { file, raw, tables: has } in written {
         // A table that is missing here does not compile.
-        let Raw { config_version, broker, arena, audit, handles, limits, connections, grants } =
-            raw;
+        let Raw {
+            config_version,
+            broker,
+            arena,
+            audit,
+            handles,
+            limits,
+            metrics,
+            connections,
+            grants,
+        } = raw;
         if let Some(version) = config_version.filter(|version| *version != 1) {
             return Err(At::new(&file, "config_version")
                 .wrong(format!("is {version} and this broker reads version 1")));
@@ -89,6 +98,9 @@ pub(super) fn merge(main: &Path, written: Vec<Written>) -> Result<Merged, Config
         }
         if files.claim("limits", &file, &has)? {
             all.limits = limits;
+        }
+        if files.claim("metrics", &file, &has)? {
+            all.metrics = metrics;
         }
         let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let label = (file != main).then_some(name);
@@ -125,7 +137,7 @@ mod tests {
 
     #[test]
     fn a_table_in_two_files_names_both() {
-        for table in ["broker", "arena", "audit", "handles", "limits"] {
+        for table in ["broker", "arena", "audit", "handles", "limits", "metrics"] {
             let text = format!("[{table}]\n");
             let refused =
                 merged(&[("/etc/broker.toml", &text), ("/etc/conf.d/a.toml", &text)]).unwrap_err();

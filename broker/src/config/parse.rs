@@ -3,14 +3,14 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use super::merge::{Merged, Part};
 use super::raw::{NameOrId, Sink};
 use super::{
     ArenaConfig, AuditConfig, Config, ConfigError, ConfiguredConnection, HandleLimits, Limits,
-    Places, connections, file, grants,
+    MetricsListen, Places, connections, file, grants,
 };
 use crate::connection::ConnectionName;
 use crate::handle::LONGEST_SPAN;
@@ -22,6 +22,8 @@ const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
 /// More locked memory is a mistake, and its size could overflow.
 const MAX_ARENA: usize = 1 << 30;
+/// sun_path of unix(7), less the terminating NUL.
+const MAX_SOCKET_PATH: usize = 107;
 
 /// Names the file and key that a value came from.
 #[derive(Debug)]
@@ -156,6 +158,11 @@ pub(super) fn config(merged: Merged, places: &Places) -> Result<Config, ConfigEr
 
     Ok(Config {
         file: path.to_owned(),
+        metrics: raw
+            .metrics
+            .listen
+            .map(|text| metrics_listen(&text, &runtime_dir, &at("metrics.listen")))
+            .transpose()?,
         runtime_dir,
         admin_dir,
         state_dir,
@@ -249,6 +256,34 @@ fn need_secrets(
         }
     }
     Ok(())
+}
+
+/// `ADDRESS:PORT`, or `unix:` and a path.
+fn metrics_listen(
+    text: &str,
+    runtime_dir: &Path,
+    at: &At<'_>,
+) -> Result<MetricsListen, ConfigError> {
+    let Some(path) = text.strip_prefix("unix:") else {
+        let address = text.parse().map(MetricsListen::Tcp);
+        return address.map_err(|_not_an_address| {
+            at.wrong("is no address: write it as \"127.0.0.1:9464\" or \"unix:/run/credbroker-metrics/metrics.sock\"")
+        });
+    };
+    let path = at.absolute(Some(path.into()), Path::new("/"))?;
+    if path.components().any(|part| part == Component::ParentDir) {
+        return Err(at.wrong("must not go up with \"..\""));
+    }
+    // Who may enter there may not know which connections there are; metrics name them all.
+    if path.starts_with(runtime_dir) {
+        return Err(at.wrong(
+            "lies in broker.runtime_dir, which workloads enter: choose a directory of its own",
+        ));
+    }
+    if path.as_os_str().len() > MAX_SOCKET_PATH {
+        return Err(at.wrong("is longer than the 107 bytes that a socket's path may have"));
+    }
+    Ok(MetricsListen::Unix(path))
 }
 
 pub(super) fn rate(number: Option<u32>, at: &At<'_>) -> Result<Option<u32>, ConfigError> {

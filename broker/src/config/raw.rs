@@ -20,6 +20,7 @@ pub(super) struct Raw {
     pub(super) audit: Audit,
     pub(super) handles: Handles,
     pub(super) limits: Limits,
+    pub(super) metrics: Metrics,
     pub(super) connections: BTreeMap<String, Connection>,
     pub(super) grants: Vec<Grant>,
 }
@@ -74,6 +75,12 @@ pub(super) struct Limits {
     pub(super) rate_per_second: Option<u32>,
     pub(super) queue_timeout: Option<String>,
     pub(super) handles: Option<usize>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Metrics {
+    pub(super) listen: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]

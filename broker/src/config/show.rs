@@ -19,6 +19,9 @@ pub(super) fn toml(config: &Config) -> String {
     root.insert("audit".into(), audit(config).into());
     root.insert("handles".into(), handles(config).into());
     root.insert("limits".into(), limits(config).into());
+    if let Some(listen) = &config.metrics {
+        root.insert("metrics".into(), one("listen", listen.to_string()));
+    }
     let connections = config
         .connections
         .iter()

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use super::{Core, HandleView, Refusal, Verb, Why};
 use crate::audit::{Event, Outcome, Record};
 use crate::handle::{Handle, HandleFault, HandleId, SHORTEST_LIFE, Standing, TokenHash};
+use crate::metrics;
 use crate::peer::Peer;
 use crate::policy::Action;
 use crate::session::CutReason;
@@ -29,6 +30,7 @@ impl Core {
         token: Option<TokenHash>,
         ttl: Option<Duration>,
     ) -> Result<HandleView, Refusal> {
+        let timed = self.shared.metrics.begin(metrics::Verb::Renew);
         let holder = |handle: &Handle| handle.holder.uid() == peer.uid();
         let (id, connection, before, action) = self.look_up(peer, token, holder, |handle| {
             let action = match handle.registered {
@@ -75,6 +77,7 @@ impl Core {
         match renewed {
             Ok((expires, Some(view))) => {
                 self.shared.expiry.wake(id, expires);
+                timed.done();
                 Ok(view)
             }
             Ok((_, None)) => Err(self.refuse(peer, Some(&connection), Why::HandleInvalid)),
@@ -88,14 +91,18 @@ impl Core {
         peer: &Peer,
         token: Option<TokenHash>,
     ) -> Result<HandleView, Refusal> {
+        let timed = self.shared.metrics.begin(metrics::Verb::Describe);
         let id =
             self.look_up(peer, token, |handle| handle.concerns(peer.uid()), |handle| handle.id)?;
         let view = self.state().view(id);
-        view.ok_or_else(|| self.refuse(peer, None, Why::HandleInvalid))
+        let view = view.ok_or_else(|| self.refuse(peer, None, Why::HandleInvalid))?;
+        timed.done();
+        Ok(view)
     }
 
     /// Ends a handle and all its sessions; returns when they are dead. Gives how many there were.
     pub(crate) async fn revoke(&self, peer: &Peer, named: Named) -> Result<usize, Refusal> {
+        let timed = self.shared.metrics.begin(metrics::Verb::Revoke);
         let operator = self.settings().policy.is_operator(peer);
         let may = |handle: &Handle| {
             handle.standing == Standing::Live && (operator || handle.concerns(peer.uid()))
@@ -116,6 +123,7 @@ impl Core {
         };
         let count = taken.cuts.len();
         self.carry_out(Some(peer), CutReason::Revoked, taken).await;
+        timed.done();
         Ok(count)
     }
 

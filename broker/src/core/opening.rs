@@ -14,6 +14,7 @@ use crate::audit::{Event, Outcome, Record};
 use crate::connection::{AllowedDatabase, Connection};
 use crate::credential::Credential;
 use crate::handle::HandleId;
+use crate::metrics::Metrics;
 use crate::peer::Peer;
 use crate::session::{ClientKey, Cut, CutMeanwhile, CutReason, SessionId};
 
@@ -109,6 +110,10 @@ impl Opening {
 
     pub(crate) fn database(&self) -> &AllowedDatabase {
         &self.database
+    }
+
+    pub(crate) fn metrics(&self) -> &Metrics {
+        &self.entered.core.shared.metrics
     }
 
     /// Returns when something took the right away that this session is being opened under.

@@ -165,6 +165,7 @@ impl Core {
             record = record.connection(connection);
         }
         let reference = self.shared.audit.denied(peer.uid(), &record);
+        self.shared.metrics.denied_by_policy(denial.reason);
         let connection = asked.connection.as_ref().map_or("-", ConnectionName::as_str);
         let nearest = denial.nearest.as_deref().unwrap_or("-");
         info!(
@@ -200,6 +201,7 @@ impl Core {
             record = record.connection(connection);
         }
         let reference = self.shared.audit.denied(peer.uid(), &record);
+        self.shared.metrics.denied(why.name());
         let asked = Asked { action: None, connection: connection.cloned() };
         self.shared.refusals.remember(reference, peer, asked, why.name());
         let connection = connection.map_or("-", ConnectionName::as_str);

@@ -147,6 +147,7 @@ impl Core {
         let credentials = self.shared.credentials.prepare(&config).await?;
         let settings = Settings::of(&mut config);
         let changes = self.settings().changes(&settings);
+        self.shared.metrics.configured(settings.connections.keys().cloned());
         // First the credentials: what is new in the settings must find its own.
         let changed = self.shared.credentials.commit(credentials);
         let taken = self.state().reload(settings);

@@ -11,6 +11,7 @@ use super::{Asked, Core, Refusal, Verb, Why};
 use crate::audit::{Audited, Event, Outcome, Record};
 use crate::connection::Connection;
 use crate::handle::TokenHash;
+use crate::metrics;
 use crate::peer::Peer;
 use crate::policy::{Action, Decision};
 use crate::session::{ClientKey, SessionId};
@@ -59,6 +60,7 @@ impl Core {
         token: Option<TokenHash>,
         database: Option<&str>,
     ) -> Result<Opening, Refusal> {
+        let timed = self.shared.metrics.begin(metrics::Verb::Open);
         let Admission { connection, asks } = admission;
         let name = &connection.name;
         self.check_alive(peer, name)?;
@@ -98,7 +100,10 @@ impl Core {
         };
         let handle = placed.handle;
         match self.record_opening(peer, &connection, placed).await {
-            Ok(audited) => Ok(audited.into_inner().recorded()),
+            Ok(audited) => {
+                timed.done();
+                Ok(audited.into_inner().recorded())
+            }
             Err(refusal) => {
                 // Nothing was tried with the use that was spent.
                 if let Some(handle) = handle {

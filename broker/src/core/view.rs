@@ -7,8 +7,10 @@ use std::time::SystemTime;
 
 use super::state::State;
 use super::{Asked, Core, Refusal};
+use crate::arena::Arena;
 use crate::connection::{Connection, ConnectionName, Destination};
 use crate::handle::{Bind, Handle, HandleId};
+use crate::metrics::Snapshot;
 use crate::peer::{Peer, Uid};
 use crate::policy::{Action, Actions};
 
@@ -96,6 +98,23 @@ impl Core {
                 let denial = settings.policy.unknown_connection(peer);
                 Err(self.deny(peer, Asked::unknown(Action::List), &denial))
             }
+        }
+    }
+
+    /// The state of the broker, for metrics.
+    pub(crate) fn snapshot(&self, arena: &Arena) -> Snapshot {
+        let (handles, sessions) = {
+            let state = self.state();
+            (state.handles.live_count(), state.sessions.len())
+        };
+        Snapshot {
+            handles,
+            sessions,
+            arena: arena.usage(),
+            audit_records: self.shared.audit.records(),
+            audit_writable: self.shared.audit.is_writable(),
+            credential_expiry: self.shared.credentials.expiries(),
+            last_reload_successful: self.shared.reloading.last().1.is_none(),
         }
     }
 

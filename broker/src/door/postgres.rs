@@ -16,6 +16,7 @@ use crate::core::{Closing, Core};
 use crate::door::login::login;
 use crate::door::relay::{End, Watcher, relay};
 use crate::lobby::{Lobby, Place};
+use crate::metrics::SessionBytes;
 use crate::peer::{Accepted, Accepting, Peer};
 
 mod backend;
@@ -88,7 +89,8 @@ async fn client_session(
     let _cancellable =
         server.key.as_ref().map(|key| cancels.register(session.id(), &server.remote, key));
 
-    let mut watcher = Conversation::default();
+    let bytes = core.metrics().session_bytes(&session.connection().name);
+    let mut watcher = Conversation { bytes, ..Conversation::default() };
     let (end, carried) =
         relay(&mut client.stream, &mut stream, &mut watcher, session.cut(), sqlstate::cut).await;
     // The client's socket dies first, then the link, then whatever the server still does.
@@ -123,10 +125,12 @@ struct Conversation {
     /// Something was sent that the server may work on before the next of those.
     unsynced: bool,
     goodbye: bool,
+    bytes: SessionBytes,
 }
 
 impl Watcher for Conversation {
     fn client_sent(&mut self, bytes: &[u8]) {
+        self.bytes.client_sent(bytes.len());
         let Self { client, asked, unsynced, goodbye, .. } = self;
         client.advance(bytes, |tag| match tag {
             b'Q' | b'S' | b'F' => {
@@ -139,6 +143,7 @@ impl Watcher for Conversation {
     }
 
     fn server_sent(&mut self, bytes: &[u8]) {
+        self.bytes.server_sent(bytes.len());
         let Self { server, answered, .. } = self;
         server.advance(bytes, |tag| *answered += u64::from(tag == b'Z'));
     }

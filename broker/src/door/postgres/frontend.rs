@@ -5,6 +5,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::time::Instant;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
@@ -161,11 +162,15 @@ impl Protocol for Frontend {
             database: opening.database().as_str(),
             parameters: &parameters,
         };
+        let began = Instant::now();
         let login = async { log_in(Link::dial(connection).await?, request).await };
         let answer = tokio::select! {
             answer = login => answer,
             () = gone(&self.stream) => return Err(UpstreamFault::Abandoned),
         };
+        if answer.is_ok() {
+            opening.metrics().upstream_connect(&connection.name, began.elapsed());
+        }
         answer.map_err(|fault| upstream_fault(fault, opening))
     }
 
@@ -196,7 +201,9 @@ impl Protocol for Frontend {
 
 /// A proven server's own words are the client's to read; everything else is told in ours.
 fn upstream_fault(fault: LoginFault, opening: &Opening) -> UpstreamFault {
-    let (reason, why) = fault::explain(&fault, &opening.connection().name);
+    let connection = &opening.connection().name;
+    let (reason, why) = fault::explain(&fault, connection);
+    opening.metrics().upstream_error(connection, reason);
     match fault {
         LoginFault::Server { message, .. } => UpstreamFault::Theirs(message),
         LoginFault::Dial(_)

@@ -212,8 +212,14 @@ fn sasl_prepared(password: &[u8]) -> Option<Zeroizing<String>> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{Arc, mpsc};
+
+    use data_encoding::HEXLOWER;
+    use sha2::block_api::compress256;
+
     use super::*;
     use crate::arena::{Arena, BackendChoice};
+    use crate::isolated;
 
     fn credential(password: &str) -> Credential {
         let arena = Arena::map(BackendChoice::Auto, 64 * 1024).unwrap();
@@ -277,5 +283,127 @@ mod tests {
         assert_eq!(sasl_prepared("\u{00AA}".as_bytes()).unwrap().as_str(), "a");
         assert!(sasl_prepared(b"\xff\xfe").is_none(), "not text: taken as it is");
         assert!(sasl_prepared(b"tab\t").is_none(), "a prohibited character: taken as it is");
+    }
+
+    const SALT: &[u8] = b"a salt of the test";
+
+    /// FIPS 180-4 §5.3.3.
+    const SHA256_INITIAL: [u32; 8] = [
+        0x6a09_e667,
+        0xbb67_ae85,
+        0x3c6e_f372,
+        0xa54f_f53a,
+        0x510e_527f,
+        0x9b05_688c,
+        0x1f83_d9ab,
+        0x5be0_cd19,
+    ];
+
+    /// The password and all that one could log in with in its place.
+    fn equals_of(password: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
+        let iterations = NonZeroU32::new(MIN_ITERATIONS).unwrap();
+        let mut salted = [0; SHA256_LEN];
+        pbkdf2::derive(pbkdf2::PBKDF2_HMAC_SHA256, iterations, SALT, password, &mut salted);
+        let key = hmac::Key::new(hmac::HMAC_SHA256, &salted);
+        let client_key = hmac::sign(&key, b"Client Key").as_ref().to_vec();
+        let mut all = vec![
+            ("password", password.to_vec()),
+            ("SaltedPassword", salted.to_vec()),
+            ("ClientKey", client_key),
+        ];
+        for (name, key) in [("of password", password), ("of SaltedPassword", &salted)] {
+            for pad in [0x36, 0x5c] {
+                let mut block = [pad; 64];
+                block.iter_mut().zip(key).for_each(|(byte, key)| *byte ^= key);
+                let mut state = SHA256_INITIAL;
+                compress256(&mut state, &[block]);
+                all.push((name, block[..key.len()].to_vec()));
+                all.push((name, state.iter().flat_map(|word| word.to_le_bytes()).collect()));
+                all.push((name, state.iter().flat_map(|word| word.to_be_bytes()).collect()));
+            }
+        }
+        all
+    }
+
+    fn turned(bytes: &[u8]) -> Vec<u8> {
+        bytes.iter().map(|byte| !byte).collect()
+    }
+
+    /// Proofs on the main thread, on another, on a worker of tokio's and in its blocking pool,
+    /// and then a search of the process's own memory while all of these threads live. What to
+    /// search for is computed in another process, whose stack does not matter.
+    #[test]
+    fn a_proof_leaves_nothing_that_is_equal_to_the_password() {
+        let name =
+            "door::postgres::scram::tests::a_proof_leaves_nothing_that_is_equal_to_the_password";
+        let password = b"canary of the residue test";
+        let Some(role) = isolated::role() else {
+            let all = equals_of(password);
+            let patterns: Vec<String> =
+                all.iter().map(|(_, bytes)| HEXLOWER.encode(&turned(bytes))).collect();
+            let search = |way| isolated::again(name, &format!("{way} {}", patterns.join(" ")));
+            let forms = |done: &isolated::Done, kind: &str| {
+                assert!(done.success, "{}", done.said);
+                let lines = done.said.lines().filter_map(|line| line.strip_prefix(kind));
+                let form = |line: &str| all[line.trim().parse::<usize>().unwrap()].0;
+                lines.map(form).collect::<Vec<_>>()
+            };
+            let clean = search("wiped");
+            assert_eq!(forms(&clean, "outside"), [""; 0], "{}", clean.said);
+            // Controls: the search sees a live copy, and what an unwiped proof leaves.
+            assert_eq!(forms(&clean, "arena"), ["password"], "{}", clean.said);
+            let left = search("unwiped");
+            assert!(forms(&left, "outside").contains(&"of SaltedPassword"), "{}", left.said);
+            return;
+        };
+        let mut words = role.split(' ');
+        let way = words.next().unwrap().to_owned();
+        let patterns: Vec<Vec<u8>> =
+            words.map(|word| HEXLOWER.decode(word.as_bytes()).unwrap()).collect();
+
+        let arena = Arena::map(BackendChoice::Memfd, 64 * 1024).unwrap();
+        let mut slot = arena.allocate(patterns[0].len()).unwrap();
+        slot.fill(|place| place.iter_mut().zip(&patterns[0]).for_each(|(to, from)| *to = !from));
+        let credential = Arc::new(Credential::new("user".into(), slot));
+        let prove = move || {
+            let server_first = format!("r=abcd,s={},i={MIN_ITERATIONS}", BASE64.encode(SALT));
+            let first = ClientFirst::with_nonce("abc".into());
+            let challenge = first.challenged(server_first.as_bytes()).unwrap();
+            if way == "wiped" {
+                drop(challenge.prove(&credential));
+            } else {
+                credential.password().expose(|password| challenge.compute(password));
+            }
+        };
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let (done, is_done) = mpsc::channel();
+        let (keep, is_kept) = mpsc::channel::<()>();
+        std::thread::scope(|scope| {
+            let on_a_thread = prove.clone();
+            scope.spawn(move || {
+                on_a_thread();
+                done.send(()).unwrap();
+                let _ = is_kept.recv();
+            });
+            prove();
+            runtime.block_on(async {
+                #[expect(clippy::disallowed_methods, reason = "a worker of the test's own")]
+                tokio::spawn({
+                    let prove = prove.clone();
+                    async move { prove() }
+                })
+                .await
+                .unwrap();
+                tokio::task::spawn_blocking(prove.clone()).await.unwrap();
+            });
+            is_done.recv().unwrap();
+            // The test runner's own line is still open.
+            println!();
+            for (index, mapping) in isolated::copies(&patterns) {
+                let place = if mapping.starts_with("/memfd:") { "arena" } else { "outside" };
+                println!("{place} {index}");
+            }
+            drop(keep);
+        });
     }
 }
