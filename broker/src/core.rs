@@ -23,12 +23,13 @@ pub(crate) use self::handles::Named;
 use self::limits::{Rates, Verb};
 pub(crate) use self::opening::{Closing, Opening, Permit, Session};
 pub(crate) use self::refusal::{Refusal, Why};
+pub(crate) use self::secrets::{PutRequest, RegisterRequest};
 pub(crate) use self::sessions::Admitted;
 pub(crate) use self::view::{HandleView, Viewed};
 use crate::audit::{Audit, Event, Outcome, Record};
 use crate::config::{Config, HandleLimits, Limits};
 use crate::connection::{Connection, ConnectionName};
-use crate::credential::Credentials;
+use crate::credential::{Credential, Credentials};
 use crate::handle::{
     Bind, Expiry, ExpiryQueue, Handle, HandleId, SHORTEST_LIFE, Standing, Table, Token,
 };
@@ -41,6 +42,7 @@ mod handles;
 mod limits;
 mod opening;
 mod refusal;
+mod secrets;
 mod sessions;
 mod view;
 
@@ -145,14 +147,29 @@ impl Core {
         self.check_alive(peer, &connection.name)?;
         self.check_open_for_business(peer, &connection.name)?;
         self.check_rate(peer, &grant, Verb::Issue)?;
+        self.issue_under(peer, connection, &grant, request, None).await
+    }
+
+    /// What all kinds of issuing share, once policy has allowed it.
+    async fn issue_under(
+        &self,
+        peer: &Peer,
+        connection: Arc<Connection>,
+        grant: &Grant,
+        request: IssueRequest,
+        registered: Option<Arc<Credential>>,
+    ) -> Result<Issued, Refusal> {
+        let event =
+            if registered.is_some() { Event::SecretRegistered } else { Event::HandleIssued };
         if request.bind == Bind::Lifetime {
             self.watch_holder(peer, &connection.name)?;
         }
 
-        let (handle, token) = self.new_handle(peer, &connection, &grant, request)?;
-        let record = Record::new(Event::HandleIssued, Outcome::Allowed)
+        let (mut handle, token) = self.new_handle(peer, &connection, grant, request)?;
+        handle.registered = registered;
+        let record = Record::new(event, Outcome::Allowed)
             .peer(peer)
-            .grant(&grant)
+            .grant(grant)
             .handle(handle.id)
             .subject(&handle.subject)
             .purpose(&handle.purpose)
@@ -218,6 +235,8 @@ impl Core {
             },
             uses_left: request.max_uses,
             max_sessions: request.max_sessions.and_then(|sessions| usize::try_from(sessions).ok()),
+            registered: None,
+            revealed: false,
             standing: Standing::Live,
         };
         handle.extend(now, ttl);

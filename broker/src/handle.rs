@@ -13,6 +13,7 @@ pub(crate) use self::expiry::{Expiry, ExpiryQueue};
 pub(crate) use self::table::{HandleFault, REMEMBERED, Standing, Table};
 pub(crate) use self::token::{Token, TokenHash};
 use crate::connection::Connection;
+use crate::credential::Credential;
 use crate::peer::{Peer, Uid};
 
 mod expiry;
@@ -83,6 +84,10 @@ pub(crate) struct Handle {
     pub(crate) never_after: Option<Instant>,
     pub(crate) uses_left: Option<u32>,
     pub(crate) max_sessions: Option<usize>,
+    /// What its holder brought; it belongs to this handle alone and goes with it.
+    pub(crate) registered: Option<Arc<Credential>>,
+    /// Whether its secret was shown: once.
+    pub(crate) revealed: bool,
     pub(crate) standing: Standing,
 }
 

@@ -32,6 +32,8 @@ pub(crate) struct Source {
 pub(crate) enum SourceKind {
     File(PathBuf),
     Env(String),
+    /// Peers bring their own, or an operator puts one.
+    Absent,
 }
 
 #[derive(Debug)]
@@ -133,7 +135,7 @@ impl Source {
     pub(crate) fn wipe(&self) {
         match &self.kind {
             SourceKind::Env(variable) => sys::wipe_env(variable),
-            SourceKind::File(_) => {}
+            SourceKind::File(_) | SourceKind::Absent => {}
         }
     }
 
@@ -141,7 +143,7 @@ impl Source {
     pub(crate) fn file(&self) -> Option<&Path> {
         match &self.kind {
             SourceKind::File(path) => Some(path),
-            SourceKind::Env(_) => None,
+            SourceKind::Env(_) | SourceKind::Absent => None,
         }
     }
 
@@ -150,15 +152,21 @@ impl Source {
         matches!(self.kind, SourceKind::Env(_))
     }
 
+    /// Whether there is none.
+    pub(crate) fn is_absent(&self) -> bool {
+        matches!(self.kind, SourceKind::Absent)
+    }
+
     fn read(&self, arena: &Arena) -> Result<Credential, SourceFault> {
         let text = match &self.kind {
             SourceKind::File(path) => file::read(path, arena)?,
             SourceKind::Env(variable) => env::read(variable, arena)?,
+            SourceKind::Absent => return Err(SourceFault::Empty),
         };
         match &self.username {
             UsernameSource::InSecret => {
-                let (username, start) = text.expose(split_username)?;
-                Ok(Credential::new(username, password(&text, start, arena)?))
+                let (username, password) = split(&text, arena)?;
+                Ok(Credential::new(username, password))
             }
             UsernameSource::Named(name) => {
                 Ok(Credential::new(username(name.as_bytes())?, password(&text, 0, arena)?))
@@ -176,6 +184,7 @@ impl fmt::Display for SourceKind {
         match self {
             Self::File(path) => write!(f, "file {}", path.display()),
             Self::Env(variable) => write!(f, "environment variable {variable}"),
+            Self::Absent => f.write_str("nowhere"),
         }
     }
 }
@@ -184,6 +193,31 @@ impl fmt::Display for SourceKind {
 fn trimmed(text: &[u8]) -> &[u8] {
     let text = text.strip_suffix(b"\n").unwrap_or(text);
     text.strip_suffix(b"\r").unwrap_or(text)
+}
+
+/// Takes `username:password` apart.
+pub(crate) fn split(text: &Slot, arena: &Arena) -> Result<(String, Slot), SourceFault> {
+    let (username, start) = text.expose(split_username)?;
+    Ok((username, password(text, start, arena)?))
+}
+
+/// A text that is a password as a whole, but for a newline at its end.
+pub(crate) fn whole(mut text: Slot) -> Result<Slot, SourceFault> {
+    let len = text.expose(|bytes| {
+        let password = trimmed(bytes);
+        match password {
+            [] => Err(SourceFault::Empty),
+            _ if password.contains(&0) => Err(SourceFault::NulByte),
+            _ => Ok(password.len()),
+        }
+    })?;
+    text.truncate(len);
+    Ok(text)
+}
+
+/// Whether a database could know a role by this name.
+pub(crate) fn is_username(text: &str) -> bool {
+    username(text.as_bytes()).is_ok()
 }
 
 /// The user name before the first colon, and where the password starts.

@@ -27,6 +27,9 @@ pub(crate) enum Event {
     SessionClosed,
     AccessDenied,
     AuditRepaired,
+    SecretRegistered,
+    SecretRevealed,
+    SecretPut,
 }
 
 impl Event {
@@ -42,6 +45,9 @@ impl Event {
             Self::SessionClosed => "session.closed",
             Self::AccessDenied => "access.denied",
             Self::AuditRepaired => "audit.repaired",
+            Self::SecretRegistered => "secret.registered",
+            Self::SecretRevealed => "secret.revealed",
+            Self::SecretPut => "secret.put",
         }
     }
 }

@@ -140,11 +140,7 @@ fn source(
             }
             SourceKind::Env(variable)
         }
-        (None, None) => {
-            return Err(
-                secret_at.wrong("is missing: write secret = { file = \"…\" } or { env = \"…\" }")
-            );
-        }
+        (None, None) => SourceKind::Absent,
         _ => {
             return Err(
                 secret_at.wrong("names more or less than one source: give one of file, env")

@@ -115,10 +115,13 @@ fn connection(configured: &super::ConfiguredConnection) -> Table {
         }
     }
     let secret = match &configured.source.kind {
-        SourceKind::File(file) => one("file", file.display().to_string()),
-        SourceKind::Env(variable) => one("env", variable.clone()),
+        SourceKind::File(file) => Some(one("file", file.display().to_string())),
+        SourceKind::Env(variable) => Some(one("env", variable.clone())),
+        SourceKind::Absent => None,
     };
-    table.insert("secret".into(), secret);
+    if let Some(secret) = secret {
+        table.insert("secret".into(), secret);
+    }
     let mut tls = Table::new();
     match &connection.tls {
         Tls::Disable => drop(tls.insert("mode".into(), "disable".into())),

@@ -147,7 +147,7 @@ impl Core {
     }
 
     /// Picks something from the live handle of a token, for who may know of it.
-    fn look_up<R>(
+    pub(super) fn look_up<R>(
         &self,
         peer: &Peer,
         token: Option<TokenHash>,

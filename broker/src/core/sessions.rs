@@ -9,6 +9,7 @@ use super::opening::{Entered, Opening};
 use super::{Core, Refusal, Verb, Why};
 use crate::audit::{Audited, Event, Outcome, Record};
 use crate::connection::Connection;
+use crate::credential::Credential;
 use crate::handle::{Handle, HandleFault, HandleId, TokenHash};
 use crate::peer::Peer;
 use crate::policy::{Action, Decision, Denial, Grant};
@@ -38,6 +39,7 @@ enum Place {
         cut: Arc<Cut>,
         grant: Grant,
         handle: Option<HandleId>,
+        registered: Option<Arc<Credential>>,
         subject: String,
         purpose: String,
     },
@@ -81,12 +83,12 @@ impl Core {
         self.check_open_for_business(peer, name)?;
 
         let deadline = Instant::now() + self.shared.limits.queue_timeout;
-        let (entered, grant, subject, purpose) = loop {
+        let (entered, grant, registered, subject, purpose) = loop {
             let freed = self.shared.freed.notified();
             match self.place(peer, &connection, &asks, token) {
-                Place::Entered { id, cut, grant, handle, subject, purpose } => {
+                Place::Entered { id, cut, grant, handle, registered, subject, purpose } => {
                     let entered = Entered::new(self, peer, &connection, handle, id, cut);
-                    break (entered, grant, subject, purpose);
+                    break (entered, grant, registered, subject, purpose);
                 }
                 Place::Denied(Grievance::Handle(fault)) => {
                     return Err(self.refuse(peer, Some(name), fault.into()));
@@ -101,8 +103,10 @@ impl Core {
                 }
             }
         };
+        let credential = registered.or_else(|| self.shared.credentials.of(name));
+        let words = (subject.as_str(), purpose.as_str());
         let recorded =
-            self.record_opening(peer, entered, &grant, database, (&subject, &purpose)).await;
+            self.record_opening(peer, entered, &grant, (database, credential), words).await;
         match recorded {
             Ok(audited) => Ok(audited.into_inner().recorded()),
             Err((handle, refusal)) => {
@@ -122,7 +126,7 @@ impl Core {
         peer: &Peer,
         entered: Entered,
         grant: &Grant,
-        database: Option<&str>,
+        (database, credential): (Option<&str>, Option<Arc<Credential>>),
         (subject, purpose): (&str, &str),
     ) -> Result<Audited<Opening>, (Option<HandleId>, Refusal)> {
         let connection = Arc::clone(entered.connection());
@@ -135,7 +139,7 @@ impl Core {
         let Some(database) = connection.database(database) else {
             return Err(refused(self.refuse(peer, Some(name), Why::AccessDenied)));
         };
-        let Some(credential) = self.shared.credentials.of(name) else {
+        let Some(credential) = credential else {
             let why = Why::Internal("the connection has no credential");
             return Err(refused(self.refuse(peer, Some(name), why)));
         };
@@ -196,7 +200,8 @@ impl Core {
         if state.sessions.count(peer.uid(), &connection.name) >= limit {
             return Place::Full("sessions");
         }
-        let (mut id_of_handle, mut subject, mut purpose) = (None, String::new(), String::new());
+        let (mut id_of_handle, mut registered) = (None, None);
+        let (mut subject, mut purpose) = (String::new(), String::new());
         if let Some(handle) = handle {
             if handle
                 .max_sessions
@@ -212,12 +217,13 @@ impl Core {
                 Some(left) => *left -= 1,
             }
             (subject, purpose) = (handle.subject.clone(), handle.purpose.clone());
+            registered = handle.registered.clone();
             id_of_handle = Some(handle.id);
         }
         let owner =
             Owner { uid: peer.uid(), connection: connection.name.clone(), handle: id_of_handle };
         let (id, cut) = state.sessions.enter(owner);
-        Place::Entered { id, cut, grant, handle: id_of_handle, subject, purpose }
+        Place::Entered { id, cut, grant, handle: id_of_handle, registered, subject, purpose }
     }
 
     /// The live session that a client's cancel key means, if it is the peer's own.

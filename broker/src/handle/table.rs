@@ -99,6 +99,10 @@ impl Table {
         self.handles.get(&id)
     }
 
+    pub(crate) fn get_mut(&mut self, id: HandleId) -> Option<&mut Handle> {
+        self.handles.get_mut(&id)
+    }
+
     /// Forgets a handle altogether.
     pub(crate) fn remove(&mut self, id: HandleId) -> Option<Handle> {
         let handle = self.handles.remove(&id)?;
@@ -116,7 +120,8 @@ impl Table {
         let handle =
             self.handles.get_mut(&id).filter(|handle| handle.standing == Standing::Live)?;
         handle.standing = Standing::Expired;
-        // What is only remembered keeps no descriptor.
+        // What is only remembered keeps neither a descriptor nor a secret.
+        handle.registered = None;
         handle.holder = handle.holder.without_process();
         let (owner, adds) = (owner(handle), usize::from(handle.is_bound()));
         self.uncount(&owner, adds);
@@ -178,6 +183,8 @@ mod tests {
             never_after: None,
             uses_left: None,
             max_sessions: None,
+            registered: None,
+            revealed: false,
             standing: Standing::Live,
         };
         (Token::random().unwrap().hash(), handle)
