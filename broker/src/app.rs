@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 use std::io::Write;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -27,6 +28,7 @@ use crate::exit::Exit;
 use crate::handle::ExpiryQueue;
 use crate::harden::{self, HardenError, Inherited, Paths};
 use crate::health::{self, Unhealthy};
+use crate::packet::{Audience, Edge};
 use crate::peer::{BindError, Listener, SocketAccess};
 use crate::posture::Posture;
 use crate::shutdown::Signals;
@@ -37,6 +39,7 @@ mod runtime_dir;
 
 /// The names of the sockets that a service manager may pass (FileDescriptorName=).
 const BROKER: &str = "broker";
+const PACKET: &str = "packet";
 const POSTGRES: &str = "postgres";
 /// After the last session is gone: for records, answers and closing sockets.
 const SETTLE_WITHIN: Duration = Duration::from_secs(5);
@@ -61,7 +64,7 @@ enum StartError {
     #[error(transparent)]
     Unhealthy(#[from] Unhealthy),
     #[error(
-        "the service manager passed a socket named {0:?}, which means nothing here: use FileDescriptorName=broker or postgres"
+        "the service manager passed a socket named {0:?}, which means nothing here: use FileDescriptorName=broker, packet or postgres"
     )]
     UnknownSocket(String),
     #[error("the audit log cannot be written, so the broker does not start")]
@@ -82,6 +85,8 @@ struct App {
 
 struct Listeners {
     broker: Listener,
+    packet: Listener,
+    admin_packet: Listener,
     postgres: Listener,
 }
 
@@ -147,11 +152,15 @@ fn serve(app: App, runtime: &Runtime) -> std::io::Result<()> {
         let mut signals = Signals::install()?;
         let (reporter, health) = tonic_health::server::health_reporter();
         let (broker, postgres) = (listeners.broker.serve()?, listeners.postgres.serve()?);
+        let admin_packet = listeners.admin_packet.serve()?;
+        let (packet, edge) = (listeners.packet.serve()?, Edge::start(core.clone())?);
         let tasks = core.tasks().clone();
         tasks.spawn(core.clone().run_expiry(expiry));
         tasks.spawn(core.clone().run_audit_sync());
         tasks.spawn(rpc::run_health(core.clone(), reporter));
         tasks.spawn(rpc::serve(broker, core.clone(), health));
+        tasks.spawn(edge.clone().serve(packet, Audience::Workloads));
+        tasks.spawn(edge.serve(admin_packet, Audience::Operators));
         tasks.spawn(door::postgres::serve(postgres, core.clone()));
         info!(connections = config.connections.len(), runtime_dir = %config.runtime_dir.display(), "ready");
         notify::ready();
@@ -180,7 +189,7 @@ impl Listeners {
         config: &Config,
         mut inherited: Inherited,
     ) -> Result<(Self, Option<RuntimeDir>), StartError> {
-        let all_passed = inherited.has(BROKER) && inherited.has(POSTGRES);
+        let all_passed = [BROKER, PACKET, POSTGRES].iter().all(|name| inherited.has(name));
         let dir = if all_passed { None } else { Some(RuntimeDir::prepare(config)?) };
         let access = dir.as_ref().map_or(SocketAccess::Owner, RuntimeDir::access);
         let mut open = |name: &str, path: PathBuf| match inherited.take(name) {
@@ -189,10 +198,25 @@ impl Listeners {
         };
         let broker = open(BROKER, config.broker_socket())?;
         let postgres = open(POSTGRES, config.postgres_socket())?;
+        let packet = match inherited.take(PACKET) {
+            Some(socket) => Listener::packet_from_service_manager(socket, PACKET),
+            None => Listener::bind_packet(&config.packet_socket(), access),
+        }?;
+        let admin_packet = {
+            let dir = config.admin_dir();
+            let private = std::fs::DirBuilder::new().mode(0o700).create(&dir);
+            let path = dir.join(credbroker_proto::ADMIN_PACKET_SOCKET);
+            match private {
+                Err(source) if source.kind() != std::io::ErrorKind::AlreadyExists => {
+                    Err(BindError::Bind { path, source })
+                }
+                Ok(()) | Err(_) => Listener::bind_packet(&path, SocketAccess::Owner),
+            }
+        }?;
         match inherited.left().first() {
             // An unknown socket would be open to callers and served by nobody.
             Some(unknown) => Err(StartError::UnknownSocket((*unknown).to_owned())),
-            None => Ok((Self { broker, postgres }, dir)),
+            None => Ok((Self { broker, packet, admin_packet, postgres }, dir)),
         }
     }
 }
@@ -200,7 +224,7 @@ impl Listeners {
 /// The files, directories and ports that serving needs.
 fn sandbox_paths(config: &Config) -> Paths {
     let mut paths = Paths {
-        write: vec![config.runtime_dir.clone(), config.state_dir.clone()],
+        write: vec![config.runtime_dir.clone(), config.admin_dir(), config.state_dir.clone()],
         ..Paths::default()
     };
     paths.write.extend(config.audit.file.as_deref().and_then(Path::parent).map(Path::to_owned));

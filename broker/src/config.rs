@@ -150,6 +150,18 @@ impl Config {
         self.runtime_dir.join(credbroker_proto::BROKER_SOCKET)
     }
 
+    /// Where the packet socket is.
+    pub(crate) fn packet_socket(&self) -> PathBuf {
+        self.runtime_dir.join(credbroker_proto::PACKET_SOCKET)
+    }
+
+    /// The operators' directory.
+    pub(crate) fn admin_dir(&self) -> PathBuf {
+        let mut dir = self.runtime_dir.clone().into_os_string();
+        dir.push(credbroker_proto::ADMIN_DIR_SUFFIX);
+        dir.into()
+    }
+
     /// The directory of the Postgres door's socket, relative to the runtime directory.
     pub(crate) const POSTGRES_DOOR: &str = "postgres";
 

@@ -20,7 +20,7 @@
 //! | `handle`, `session` | rights, and what is open under them |
 //! | `audit` | written before anything is granted |
 //! | `core` | the verbs, where identity, policy and audit meet |
-//! | `rpc`, `door` | the edges: gRPC, and the Postgres protocol |
+//! | `rpc`, `packet`, `door` | the edges: gRPC, packets with descriptors, the Postgres protocol |
 //! | `upstream` | the way to the database |
 //!
 //! # How a grant comes about
@@ -53,6 +53,7 @@ mod harden;
 mod health;
 mod lobby;
 mod notify;
+mod packet;
 pub mod peer;
 pub mod policy;
 mod posture;

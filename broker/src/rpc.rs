@@ -26,7 +26,7 @@ use crate::core::Core;
 use crate::lobby::Lobby;
 use crate::peer::{Accepted, Accepting, Peer};
 
-mod convert;
+pub(crate) mod convert;
 mod handles;
 mod preface;
 mod status;

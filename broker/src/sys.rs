@@ -9,6 +9,8 @@ use std::os::fd::{AsFd, FromRawFd as _, OwnedFd};
 use std::sync::{Mutex, PoisonError};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 use zeroize::Zeroize;
 
 /// How much stack below the caller is wiped after cryptography: hash states and expanded keys
@@ -95,6 +97,17 @@ pub(crate) fn write_without_waiting(to: &impl AsFd, line: &[u8]) -> io::Result<(
     }
     let count = rustix::io::write(to, line)?;
     if count == line.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
+}
+
+/// Registers a descriptor with the runtime. Gives it back when that cannot be done.
+pub(crate) fn register(
+    fd: OwnedFd,
+    interest: Interest,
+) -> Result<AsyncFd<OwnedFd>, (OwnedFd, io::Error)> {
+    // SAFETY: an `OwnedFd` is open and always the same descriptor until it is dropped, and the
+    // `AsyncFd` owns it.
+    let registered = unsafe { AsyncFd::register_with_interest(fd, interest) };
+    registered.map_err(|failed| failed.into_parts())
 }
 
 /// Marks every descriptor above standard error close-on-exec, and closes those above it that

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::fs::{Mode, unlink};
-use rustix::net::sockopt::{socket_acceptconn, socket_type};
+use rustix::net::sockopt::{set_socket_passcred, socket_acceptconn, socket_type};
 use rustix::net::{SocketAddrUnix, SocketType};
 use rustix::process::umask;
 use thiserror::Error;
@@ -59,11 +59,15 @@ pub enum BindError {
     },
     /// A descriptor from the service manager is not what its name says.
     #[error(
-        "the socket that the service manager passed as {name:?} is not a listening Unix stream socket: set ListenStream= to a path"
+        "the socket that the service manager passed as {name:?} is not a listening Unix {kind} socket: set {directive} to a path"
     )]
     NotOurs {
         /// Its name.
         name: String,
+        /// What it ought to be.
+        kind: &'static str,
+        /// The directive that makes one.
+        directive: &'static str,
     },
 }
 
@@ -82,6 +86,20 @@ impl Listener {
     /// # Errors
     /// When the path is too long, or the kernel refuses.
     pub(crate) fn bind(path: &Path, access: SocketAccess) -> Result<Self, BindError> {
+        let listener = Self::bind_as(path, access, SocketType::STREAM)?;
+        refuse_rights(listener.socket.as_fd());
+        Ok(listener)
+    }
+
+    /// The same for a SOCK_SEQPACKET socket, on which descriptors may ride along.
+    ///
+    /// # Errors
+    /// When the path is too long, or the kernel refuses.
+    pub(crate) fn bind_packet(path: &Path, access: SocketAccess) -> Result<Self, BindError> {
+        Self::bind_as(path, access, SocketType::SEQPACKET)
+    }
+
+    fn bind_as(path: &Path, access: SocketAccess, kind: SocketType) -> Result<Self, BindError> {
         let len = path.as_os_str().as_bytes().len();
         if len > MAX_PATH {
             return Err(BindError::PathTooLong { path: path.to_owned(), len });
@@ -96,12 +114,11 @@ impl Listener {
         }
         let socket = rustix::net::socket_with(
             rustix::net::AddressFamily::UNIX,
-            SocketType::STREAM,
+            kind,
             rustix::net::SocketFlags::CLOEXEC | rustix::net::SocketFlags::NONBLOCK,
             None,
         )
         .map_err(failed)?;
-        refuse_rights(socket.as_fd());
         let address = SocketAddrUnix::new(path).map_err(failed)?;
         let mask = match access {
             SocketAccess::Owner => Mode::from_raw_mode(0o177),
@@ -121,14 +138,37 @@ impl Listener {
     /// # Errors
     /// When it is not a listening Unix stream socket.
     pub(crate) fn from_service_manager(socket: OwnedFd, name: &str) -> Result<Self, BindError> {
+        let listener = Self::passed_as(socket, name, SocketType::STREAM)?;
+        refuse_rights(listener.socket.as_fd());
+        Ok(listener)
+    }
+
+    /// The same for a SOCK_SEQPACKET socket.
+    ///
+    /// # Errors
+    /// When it is not a listening Unix seqpacket socket.
+    pub(crate) fn packet_from_service_manager(
+        socket: OwnedFd,
+        name: &str,
+    ) -> Result<Self, BindError> {
+        let listener = Self::passed_as(socket, name, SocketType::SEQPACKET)?;
+        // PassCredentials= would have the kernel add a control message to every packet.
+        let _ = set_socket_passcred(&listener.socket, false);
+        Ok(listener)
+    }
+
+    fn passed_as(socket: OwnedFd, name: &str, wanted: SocketType) -> Result<Self, BindError> {
         let is_unix = rustix::net::getsockname(&socket)
             .is_ok_and(|address| SocketAddrUnix::try_from(address).is_ok());
-        let is_stream = socket_type(&socket).is_ok_and(|kind| kind == SocketType::STREAM);
+        let is_wanted = socket_type(&socket).is_ok_and(|kind| kind == wanted);
         let listens = socket_acceptconn(&socket).unwrap_or(false);
-        if !(is_unix && is_stream && listens) {
-            return Err(BindError::NotOurs { name: name.to_owned() });
+        if !(is_unix && is_wanted && listens) {
+            let (kind, directive) = match wanted {
+                SocketType::SEQPACKET => ("seqpacket", "ListenSequentialPacket="),
+                _ => ("stream", "ListenStream="),
+            };
+            return Err(BindError::NotOurs { name: name.to_owned(), kind, directive });
         }
-        refuse_rights(socket.as_fd());
         Ok(Self { socket, path: None })
     }
 
@@ -169,6 +209,34 @@ impl Accepting {
                         debug!(why, "dropped a connection without an identity")
                     }
                 },
+                Err(error) if is_exhausted(&error) => {
+                    warn!(%error, "cannot accept: out of descriptors or memory");
+                    tokio::time::sleep(EXHAUSTED_PAUSE).await;
+                }
+                Err(error) => debug!(%error, "a connection ended before it was accepted"),
+            }
+        }
+    }
+
+    /// The same for a SOCK_SEQPACKET socket: the connection, non-blocking, and who made it.
+    ///
+    /// `discard` gets the connections that are dropped. Descriptors may wait in them already, and
+    /// closing those can block, which must not happen here.
+    pub(crate) async fn accept_packet(&self, mut discard: impl FnMut(OwnedFd)) -> (OwnedFd, Peer) {
+        loop {
+            match self.listener.accept().await {
+                // What is accepted is no stream: it is only registered and identified as one.
+                Ok((stream, _)) => {
+                    let peer = identify(&stream);
+                    let Ok(socket) = stream.into_std().map(OwnedFd::from) else { continue };
+                    match peer {
+                        Ok(peer) => return (socket, peer),
+                        Err(Unidentified(why)) => {
+                            debug!(why, "dropped a connection without an identity");
+                            discard(socket);
+                        }
+                    }
+                }
                 Err(error) if is_exhausted(&error) => {
                     warn!(%error, "cannot accept: out of descriptors or memory");
                     tokio::time::sleep(EXHAUSTED_PAUSE).await;
