@@ -29,6 +29,7 @@ use crate::harden::{self, HardenError, Inherited, Paths};
 use crate::health::{self, Unhealthy};
 use crate::keeper::{Keeper, KeeperError};
 use crate::metrics::{self, Metrics, MetricsError};
+use crate::packet::Edge;
 use crate::peer::{BindError, Listener, SocketAccess};
 use crate::posture::Posture;
 use crate::rpc::Audience;
@@ -40,8 +41,10 @@ mod runtime_dir;
 
 /// The names of the sockets that a service manager may pass (FileDescriptorName=).
 const BROKER: &str = "broker";
+const PACKET: &str = "packet";
 const POSTGRES: &str = "postgres";
 const ADMIN: &str = "admin";
+const ADMIN_PACKET: &str = "admin-packet";
 /// After the last session is gone: for records, answers and closing sockets.
 const SETTLE_WITHIN: Duration = Duration::from_secs(5);
 
@@ -71,7 +74,7 @@ enum StartError {
     #[error(transparent)]
     Unhealthy(#[from] Unhealthy),
     #[error(
-        "the service manager passed a socket named {0:?}, which means nothing here: use FileDescriptorName=broker, postgres or admin"
+        "the service manager passed a socket named {0:?}, which means nothing here: use FileDescriptorName=broker, packet, postgres, admin or admin-packet"
     )]
     UnknownSocket(String),
     #[error("the audit log cannot be written, so the broker does not start")]
@@ -94,6 +97,8 @@ struct App {
 
 struct Listeners {
     broker: Listener,
+    packet: Listener,
+    admin_packet: Listener,
     postgres: Listener,
     admin: Listener,
 }
@@ -184,6 +189,8 @@ fn serve(app: App, runtime: &Runtime) -> std::io::Result<()> {
         let (reporter, health) = tonic_health::server::health_reporter();
         let (broker, postgres) = (listeners.broker.serve()?, listeners.postgres.serve()?);
         let admin = listeners.admin.serve()?;
+        let admin_packet = listeners.admin_packet.serve()?;
+        let (packet, edge) = (listeners.packet.serve()?, Edge::start(core.clone())?);
         let tasks = core.tasks().clone();
         tasks.spawn(core.clone().run_expiry(expiry));
         tasks.spawn(core.clone().run_audit_sync());
@@ -191,6 +198,8 @@ fn serve(app: App, runtime: &Runtime) -> std::io::Result<()> {
         tasks.spawn(rpc::run_health(core.clone(), reporter));
         tasks.spawn(rpc::serve(broker, Audience::Workloads, core.clone(), health.clone()));
         tasks.spawn(rpc::serve(admin, Audience::Operators, core.clone(), health));
+        tasks.spawn(edge.clone().serve(packet, Audience::Workloads));
+        tasks.spawn(edge.serve(admin_packet, Audience::Operators));
         tasks.spawn(door::postgres::serve(postgres, core.clone()));
         if let Some(server) = metrics {
             tasks.spawn(serve_metrics(server, core.clone(), arena));
@@ -240,10 +249,16 @@ impl Listeners {
     /// for what is bound here: one that the service manager made may not be ours to write in.
     fn open(config: &Config, mut inherited: Inherited) -> Result<(Self, Directories), StartError> {
         let passed = |names: &[&str]| names.iter().all(|name| inherited.has(name));
-        let runtime =
-            if passed(&[BROKER, POSTGRES]) { None } else { Some(RuntimeDir::prepare(config)?) };
-        let admin_dir =
-            if passed(&[ADMIN]) { None } else { Some(RuntimeDir::prepare_admin(config)?) };
+        let runtime = if passed(&[BROKER, PACKET, POSTGRES]) {
+            None
+        } else {
+            Some(RuntimeDir::prepare(config)?)
+        };
+        let admin_dir = if passed(&[ADMIN, ADMIN_PACKET]) {
+            None
+        } else {
+            Some(RuntimeDir::prepare_admin(config)?)
+        };
         let access =
             |dir: &Option<RuntimeDir>| dir.as_ref().map_or(SocketAccess::Owner, RuntimeDir::access);
         let mut open = |name: &str, path: PathBuf, dir| match inherited.take(name) {
@@ -253,12 +268,18 @@ impl Listeners {
         let broker = open(BROKER, config.broker_socket(), &runtime)?;
         let postgres = open(POSTGRES, config.postgres_socket(), &runtime)?;
         let admin = open(ADMIN, config.admin_socket(), &admin_dir)?;
+        let mut open_packet = |name: &str, path: PathBuf, dir| match inherited.take(name) {
+            Some(socket) => Listener::packet_from_service_manager(socket, name),
+            None => Listener::bind_packet(&path, access(dir)),
+        };
+        let packet = open_packet(PACKET, config.packet_socket(), &runtime)?;
+        let admin_packet = open_packet(ADMIN_PACKET, config.admin_packet_socket(), &admin_dir)?;
         match inherited.left().first() {
             // An unknown socket would be open to callers and served by nobody.
             Some(unknown) => Err(StartError::UnknownSocket((*unknown).to_owned())),
             None => {
                 let directories = Directories { _runtime: runtime, _admin: admin_dir };
-                Ok((Self { broker, postgres, admin }, directories))
+                Ok((Self { broker, postgres, packet, admin, admin_packet }, directories))
             }
         }
     }

@@ -21,7 +21,7 @@
 //! | `handle`, `session` | rights, and what is open under them |
 //! | `audit` | written before anything is granted |
 //! | `core` | the verbs, where identity, policy and audit meet |
-//! | `rpc`, `door` | the edges: gRPC, and the Postgres protocol |
+//! | `rpc`, `packet`, `door` | the edges: gRPC, packets with descriptors, the Postgres protocol |
 //! | `upstream` | the way to the database |
 //! | `metrics` | counters, and the socket they are read from |
 //!
@@ -59,6 +59,7 @@ mod keeper;
 mod lobby;
 mod metrics;
 mod notify;
+mod packet;
 pub mod peer;
 pub mod policy;
 mod posture;

@@ -30,7 +30,7 @@ use crate::peer::{Accepted, Accepting, Peer};
 
 mod admin;
 mod admin_convert;
-mod convert;
+pub(crate) mod convert;
 mod handles;
 mod preface;
 mod status;
@@ -57,9 +57,9 @@ const FINISH_WITHIN: Duration = Duration::from_secs(5);
 /// Whom a socket is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Audience {
-    /// `broker.sock`, until the broker drains.
+    /// Workloads, until the broker drains.
     Workloads,
-    /// `admin.sock`, until it has drained: an operator may still look, and cut.
+    /// Operators, until it has drained: they may still look, and cut.
     Operators,
 }
 
@@ -77,7 +77,7 @@ pub(crate) async fn serve<H: Health>(
     };
     loop {
         let accepted = tokio::select! {
-            () = over(&core, audience) => return,
+            () = audience.over(&core) => return,
             accepted = listener.accept() => accepted,
         };
         let Accepted { stream, peer } = accepted;
@@ -107,7 +107,7 @@ pub(crate) async fn serve<H: Health>(
             tokio::pin!(connection);
             let ended = tokio::select! {
                 ended = connection.as_mut() => ended,
-                () = over(&core, audience) => {
+                () = audience.over(&core) => {
                     connection.as_mut().graceful_shutdown();
                     timeout(FINISH_WITHIN, connection.as_mut()).await.unwrap_or(Ok(()))
                 }
@@ -119,10 +119,13 @@ pub(crate) async fn serve<H: Health>(
     }
 }
 
-async fn over(core: &Core, audience: Audience) {
-    match audience {
-        Audience::Workloads => core.draining().await,
-        Audience::Operators => core.drained().await,
+impl Audience {
+    /// Returns when the time of this audience's sockets is over.
+    pub(crate) async fn over(self, core: &Core) {
+        match self {
+            Self::Workloads => core.draining().await,
+            Self::Operators => core.drained().await,
+        }
     }
 }
 

@@ -115,6 +115,17 @@ pub(crate) fn write_without_waiting(to: &impl AsFd, line: &[u8]) -> io::Result<(
     if count == line.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
 }
 
+/// Registers a descriptor with the runtime. Gives it back when that cannot be done.
+pub(crate) fn register(
+    fd: OwnedFd,
+    interest: Interest,
+) -> Result<AsyncFd<OwnedFd>, (OwnedFd, io::Error)> {
+    // SAFETY: an `OwnedFd` is open and always the same descriptor until it is dropped, and the
+    // `AsyncFd` owns it.
+    let registered = unsafe { AsyncFd::register_with_interest(fd, interest) };
+    registered.map_err(|failed| failed.into_parts())
+}
+
 /// Marks every descriptor above standard error close-on-exec, and closes those above it that
 /// are not in `keep` consecutive ones: what was left open by whoever started us is not ours.
 pub(crate) fn close_strays(keep: usize) {

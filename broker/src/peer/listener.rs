@@ -244,39 +244,43 @@ impl Accepting {
     /// The next identified peer of a stream socket. Never fails: what goes wrong with one
     /// connection is logged and the connection dropped.
     pub(crate) async fn accept(&self) -> Accepted {
-        let (stream, peer) = self.next().await;
-        Accepted { stream, peer }
-    }
-
-    /// The next identified peer of a packet socket, which is non-blocking and close-on-exec.
-    pub(crate) async fn accept_packet(&self) -> (OwnedFd, Peer) {
         loop {
-            let (stream, peer) = self.next().await;
-            // Out of the runtime's register: it waits for streams only.
-            match stream.into_std() {
-                Ok(socket) => return (socket.into(), peer),
+            let (socket, peer) = self.next(drop).await;
+            match UnixStream::from_std(socket.into()) {
+                Ok(stream) => return Accepted { stream, peer },
                 Err(error) => debug!(%error, "dropped a connection"),
             }
         }
     }
 
-    async fn next(&self) -> (UnixStream, Peer) {
+    /// The next identified peer of a packet socket, which is non-blocking and close-on-exec.
+    ///
+    /// `discard` gets the connections that are dropped. Descriptors may wait in them already, and
+    /// closing those can block, which must not happen here.
+    pub(crate) async fn accept_packet(&self, discard: impl FnMut(OwnedFd)) -> (OwnedFd, Peer) {
+        self.next(discard).await
+    }
+
+    async fn next(&self, mut discard: impl FnMut(OwnedFd)) -> (OwnedFd, Peer) {
         let mut exhausted = false;
         loop {
             match self.listener.accept().await {
                 Ok((stream, _)) => {
                     exhausted = false;
-                    match identify(stream.as_fd()) {
-                        Ok(peer) => return (stream, peer),
+                    // Whatever its type: out of the runtime's register it is just a socket.
+                    let Ok(socket) = stream.into_std().map(OwnedFd::from) else { continue };
+                    match identify(socket.as_fd()) {
+                        Ok(peer) => return (socket, peer),
                         Err(Unidentified(why)) => {
-                            debug!(why, "dropped a connection without an identity")
+                            debug!(why, "dropped a connection without an identity");
+                            discard(socket);
                         }
                     }
                 }
                 Err(error) if is_exhausted(&error) => {
                     // Most shortages are over in a moment; who waits through one that is not
                     // would wait for nothing.
-                    let shed = if exhausted { self.turn_away() } else { 0 };
+                    let shed = if exhausted { self.turn_away(&mut discard) } else { 0 };
                     warn!(%error, turned_away = shed, "cannot accept: out of descriptors or memory");
                     exhausted = true;
                     tokio::time::sleep(EXHAUSTED_PAUSE).await;
@@ -287,12 +291,12 @@ impl Accepting {
     }
 
     /// Closes connections that nobody can serve, with the descriptor kept for that. How many.
-    fn turn_away(&self) -> usize {
+    fn turn_away(&self, mut discard: impl FnMut(OwnedFd)) -> usize {
         let mut reserve = self.reserve.lock().unwrap_or_else(PoisonError::into_inner);
         *reserve = None;
         let flags = SocketFlags::CLOEXEC;
-        let refused =
-            (0..SHED_AT_ONCE).take_while(|_| accept_with(&self.listener, flags).is_ok()).count();
+        let accepted = (0..SHED_AT_ONCE).map_while(|_| accept_with(&self.listener, flags).ok());
+        let refused = accepted.map(&mut discard).count();
         *reserve = spare(self.listener.as_fd());
         refused
     }
@@ -359,7 +363,7 @@ mod tests {
         let flags = SocketFlags::CLOEXEC;
         let client = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
         connect(&client, &SocketAddrUnix::new(&path).unwrap()).unwrap();
-        let (socket, peer) = accepting.accept_packet().await;
+        let (socket, peer) = accepting.accept_packet(drop).await;
         assert_eq!(peer.uid(), Uid::own());
         assert_eq!(socket_type(&socket).unwrap(), SocketType::SEQPACKET);
         let flags = rustix::fs::fcntl_getfl(&socket).unwrap();
@@ -386,7 +390,7 @@ mod tests {
         let (_dir, path, listener) = listener(Kind::Stream);
         let accepting = listener.serve().unwrap();
         let mut clients: Vec<_> = (0..3).map(|_| StdStream::connect(&path).unwrap()).collect();
-        assert_eq!(accepting.turn_away(), 3);
+        assert_eq!(accepting.turn_away(drop), 3);
         for client in &mut clients {
             assert_eq!(client.read(&mut [0]).unwrap(), 0, "hung up");
         }

@@ -15,12 +15,12 @@ use crate::peer::{Gid, Peer, Uid};
 
 /// A field that cannot be understood.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Bad {
-    pub(super) field: &'static str,
-    pub(super) must: &'static str,
+pub(crate) struct Bad {
+    pub(crate) field: &'static str,
+    pub(crate) must: &'static str,
 }
 
-pub(super) fn issue(request: v1::IssueHandleRequest) -> Result<IssueRequest, Bad> {
+pub(crate) fn issue(request: v1::IssueHandleRequest) -> Result<IssueRequest, Bad> {
     let bind = match v1::Bind::try_from(request.bind) {
         Ok(v1::Bind::Unspecified | v1::Bind::None) => Bind::None,
         Ok(v1::Bind::Lifetime) => Bind::Lifetime,
@@ -42,7 +42,7 @@ pub(super) fn issue(request: v1::IssueHandleRequest) -> Result<IssueRequest, Bad
     })
 }
 
-pub(super) fn span(
+pub(crate) fn span(
     span: Option<prost_types::Duration>,
     field: &'static str,
 ) -> Result<Option<Duration>, Bad> {
@@ -56,7 +56,7 @@ pub(super) fn span(
     }
 }
 
-pub(super) fn handle(view: HandleView) -> v1::Handle {
+pub(crate) fn handle(view: HandleView) -> v1::Handle {
     v1::Handle {
         id: view.id.to_string(),
         connection: view.connection.to_string(),
@@ -78,7 +78,7 @@ pub(super) fn handle(view: HandleView) -> v1::Handle {
     }
 }
 
-pub(super) fn connection(viewed: Viewed) -> v1::Connection {
+pub(crate) fn connection(viewed: Viewed) -> v1::Connection {
     let Viewed { connection, actions, has_credential } = viewed;
     v1::Connection {
         name: connection.name.to_string(),
@@ -90,7 +90,7 @@ pub(super) fn connection(viewed: Viewed) -> v1::Connection {
     }
 }
 
-pub(super) fn endpoint(connection: &Connection) -> v1::Endpoint {
+pub(crate) fn endpoint(connection: &Connection) -> v1::Endpoint {
     v1::Endpoint {
         door: Config::POSTGRES_DOOR.to_owned(),
         database: connection.database.clone(),
@@ -130,7 +130,7 @@ pub(super) fn span_of(span: Duration) -> Option<prost_types::Duration> {
     prost_types::Duration::try_from(span).ok()
 }
 
-pub(super) fn count(count: usize) -> u32 {
+pub(crate) fn count(count: usize) -> u32 {
     u32::try_from(count).unwrap_or(u32::MAX)
 }
 
