@@ -158,7 +158,7 @@ impl Error {
     }
 
     /// Decodes a refusal that came as a packet.
-    pub(crate) fn from_refused(refused: v1::Refused) -> Self {
+    pub(crate) fn from_refused(refused: &v1::Refused) -> Self {
         let reason = refused.reason();
         Self::Refused {
             reason,
@@ -280,12 +280,12 @@ mod tests {
             "slow down (ref=81)",
             Some(Duration::from_secs(1)),
         );
-        let (packet, rpc) = (Error::from_refused(refused), Error::from_status(&status));
+        let (packet, rpc) = (Error::from_refused(&refused), Error::from_status(&status));
         assert_eq!(format!("{packet:?}"), format!("{rpc:?}"));
         assert_eq!(packet.to_string(), "slow down (LIMIT_REACHED, ref=81)");
 
         let hostile = v1::Refused { message: format!("\u{1b}[2J{TOKEN}"), ..Default::default() };
-        let text = Error::from_refused(hostile).to_string();
+        let text = Error::from_refused(&hostile).to_string();
         assert!(!text.contains("cbh_") && !text.contains('\u{1b}'), "{text}");
     }
 
@@ -310,7 +310,7 @@ mod tests {
 
     #[test]
     fn a_reason_of_a_newer_broker_is_still_a_refusal() {
-        let status = refusal(Code::FailedPrecondition, "SUSPENDED", "suspended", None);
+        let status = refusal(Code::FailedPrecondition, "MOON_PHASE", "not today", None);
         let error = Error::from_status(&status);
         assert_eq!(error.reason(), Some(Reason::Unspecified));
     }

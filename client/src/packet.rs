@@ -78,9 +78,9 @@ impl PacketClient {
         let client = self.clone();
         // Made where the reply is read: if nobody waits any more, it is dropped, which revokes
         // it.
-        let read = move |reply| match reply {
-            Reply::Issued(issued) => client.own(issued),
-            _ => Err(unsuited()),
+        let read = move |reply| {
+            let Reply::Issued(issued) = reply else { return Err(unsuited()) };
+            client.own(issued)
         };
         self.inner.socket.ask(request, None, without_descriptors(read)).await
     }
@@ -97,9 +97,9 @@ impl PacketClient {
     ) -> Result<Handle, Error> {
         let request = Request::Register(request.into_wire()?);
         let client = self.clone();
-        let read = move |reply| match reply {
-            Reply::Registered(issued) => client.own(issued),
-            _ => Err(unsuited()),
+        let read = move |reply| {
+            let Reply::Registered(issued) = reply else { return Err(unsuited()) };
+            client.own(issued)
         };
         self.inner.socket.ask(request, Some(secret.lend()), without_descriptors(read)).await
     }
@@ -118,9 +118,9 @@ impl PacketClient {
             token: token.expose().to_owned(),
             ttl: ttl.map(span).transpose()?,
         });
-        let read = |reply| match reply {
-            Reply::Renewed(renewed) => HandleInfo::from_wire(renewed.handle),
-            _ => Err(unsuited()),
+        let read = |reply| {
+            let Reply::Renewed(renewed) = reply else { return Err(unsuited()) };
+            HandleInfo::from_wire(renewed.handle)
         };
         self.inner.socket.ask(request, None, without_descriptors(read)).await
     }
@@ -143,9 +143,9 @@ impl PacketClient {
 
     async fn revoke(&self, which: WhichHandle) -> Result<u32, Error> {
         let request = Request::Revoke(v1::RevokeHandleRequest { handle: Some(which) });
-        let read = |reply| match reply {
-            Reply::Revoked(revoked) => Ok(revoked.sessions_cut),
-            _ => Err(unsuited()),
+        let read = |reply| {
+            let Reply::Revoked(revoked) = reply else { return Err(unsuited()) };
+            Ok(revoked.sessions_cut)
         };
         self.inner.socket.ask(request, None, without_descriptors(read)).await
     }
@@ -157,9 +157,9 @@ impl PacketClient {
     pub async fn describe(&self, token: &Token) -> Result<HandleInfo, Error> {
         let request =
             Request::Describe(v1::DescribeHandleRequest { token: token.expose().to_owned() });
-        let read = |reply| match reply {
-            Reply::Described(described) => HandleInfo::from_wire(described.handle),
-            _ => Err(unsuited()),
+        let read = |reply| {
+            let Reply::Described(described) = reply else { return Err(unsuited()) };
+            HandleInfo::from_wire(described.handle)
         };
         self.inner.socket.ask(request, None, without_descriptors(read)).await
     }
@@ -170,12 +170,12 @@ impl PacketClient {
     /// Those of [`Client::issue`](crate::Client::issue).
     pub async fn reveal(&self, token: &Token) -> Result<Revealed, Error> {
         let request = Request::Reveal(v1::RevealRequest { token: token.expose().to_owned() });
-        let read = |reply, mut descriptors: Vec<_>| match (reply, descriptors.pop()) {
-            (Reply::Revealed(revealed), Some(memfd)) if descriptors.is_empty() => {
-                Revealed::from_wire(revealed, memfd)
+        let read = |reply, mut descriptors: Vec<_>| {
+            let Reply::Revealed(revealed) = reply else { return Err(unsuited()) };
+            match descriptors.pop() {
+                Some(memfd) if descriptors.is_empty() => Revealed::from_wire(revealed, memfd),
+                _ => Err(Error::protocol("it must come with one descriptor")),
             }
-            (Reply::Revealed(_), _) => Err(Error::protocol("it must come with one descriptor")),
-            _ => Err(unsuited()),
         };
         self.inner.socket.ask(request, None, read).await
     }
@@ -248,13 +248,13 @@ impl AdminPacketClient {
     /// [`AdminClient::connection`](crate::AdminClient::connection) tells shows it.
     pub async fn put(&self, request: PutRequest, secret: Secret) -> Result<Stored, Error> {
         let request = Request::Put(request.into_wire()?);
-        let read = |reply| match reply {
-            Reply::Stored(stored) => Ok(Stored {
+        let read = |reply| {
+            let Reply::Stored(stored) = reply else { return Err(unsuited()) };
+            Ok(Stored {
                 version: stored.version,
                 persistent: stored.persistent,
                 sessions_to_cut: stored.sessions_to_cut,
-            }),
-            _ => Err(unsuited()),
+            })
         };
         self.socket.ask(request, Some(secret.lend()), without_descriptors(read)).await
     }
@@ -310,7 +310,7 @@ impl Socket {
         let (give, answer) = oneshot::channel();
         let deliver = Box::new(move |answer: Result<Answer, Error>| {
             let granted = answer.and_then(|answer| match answer.reply {
-                Some(Reply::Refused(refused)) => Err(Error::from_refused(refused)),
+                Some(Reply::Refused(refused)) => Err(Error::from_refused(&refused)),
                 Some(reply) => read(reply, answer.descriptors),
                 None => Err(unsuited()),
             });
