@@ -1,10 +1,12 @@
 //! `credbroker put`.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::Write as _;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::{Command, Output, Stdio};
+use std::sync::mpsc;
 use std::thread::JoinHandle;
 
 use credbroker_proto::v1;
@@ -300,4 +302,69 @@ fn a_stopped_command_asks_again_when_it_goes_on() {
     terminal.press(b"exit\n");
     terminal.child.wait().unwrap();
     assert_eq!(script.join().unwrap().1, PASSWORD.as_bytes());
+}
+
+/// How often `needle` is in the memory of a process.
+fn count_in_memory(pid: u32, needle: &[u8]) -> usize {
+    let memory = File::open(format!("/proc/{pid}/mem")).unwrap();
+    let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
+    let mut found = 0;
+    for map in maps.lines().filter(|map| map.contains(" r") && !map.ends_with("[vvar]")) {
+        let (from, to) = map.split(' ').next().unwrap().split_once('-').unwrap();
+        let [from, to] = [from, to].map(|text| u64::from_str_radix(text, 16).unwrap());
+        let mut bytes = vec![0; (to - from).try_into().unwrap()];
+        // Some of the kernel's own cannot be read.
+        if memory.read_exact_at(&mut bytes, from).is_ok() {
+            found += bytes.windows(needle.len()).filter(|window| *window == needle).count();
+        }
+    }
+    found
+}
+
+/// Takes a credential, tells that, and answers when it is told to.
+fn hold_one(place: &Place) -> (JoinHandle<Vec<u8>>, mpsc::Receiver<()>, mpsc::Sender<()>) {
+    let ((tell, taken), (go_on, told)) = (mpsc::channel(), mpsc::channel());
+    let script = Listener::play(&place.admin_packet_socket(), move |listener| {
+        let peer = listener.accept();
+        let (id, _, descriptors) = peer.receive().unwrap();
+        let mut bytes = vec![0; 100];
+        let length = rustix::io::pread(&descriptors[0], &mut bytes[..], 0).unwrap();
+        bytes.truncate(length);
+        tell.send(()).unwrap();
+        told.recv().unwrap();
+        let stored = v1::PutResponse { version: 3, persistent: true, sessions_to_cut: 0 };
+        peer.reply(id, Reply::Stored(stored));
+        bytes
+    });
+    (script, taken, go_on)
+}
+
+#[test]
+fn no_copy_of_the_secret_is_left_in_the_memory_of_the_command() {
+    // Put together here, so that it stands in no program.
+    let canary = ["canary", "7f3a", "b1c9"].join("-");
+
+    let place = Place::new();
+    let (script, taken, go_on) = hold_one(&place);
+    let mut command = put(&place, &["--secret-file", "-"]);
+    command.env("POSITIVE_CONTROL", format!("not-{canary}"));
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(canary.as_bytes()).unwrap();
+    taken.recv_timeout(crate::broker::PATIENCE).unwrap();
+    let control = count_in_memory(child.id(), format!("not-{canary}").as_bytes());
+    assert!(control > 0, "the scan finds what is there");
+    assert_eq!(count_in_memory(child.id(), canary.as_bytes()), control, "by pipe");
+    go_on.send(()).unwrap();
+    assert!(child.wait().unwrap().success());
+    assert_eq!(script.join().unwrap(), canary.as_bytes());
+
+    let place = Place::new();
+    let (script, taken, go_on) = hold_one(&place);
+    let mut terminal = ask(&place);
+    type_twice(&mut terminal, &canary, &canary);
+    taken.recv_timeout(crate::broker::PATIENCE).unwrap();
+    assert_eq!(count_in_memory(terminal.child.id(), canary.as_bytes()), 0, "by terminal");
+    go_on.send(()).unwrap();
+    assert!(terminal.child.wait().unwrap().success());
+    assert_eq!(script.join().unwrap(), canary.as_bytes());
 }
