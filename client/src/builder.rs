@@ -6,35 +6,50 @@ use std::ffi::OsString;
 use std::path::{self, Path, PathBuf};
 use std::time::Duration;
 
-use credbroker_proto::{BROKER_SOCKET, DEFAULT_RUNTIME_DIR, RUNTIME_DIR_ENV};
+use credbroker_proto::{
+    ADMIN_DIR_ENV, ADMIN_DIR_SUFFIX, ADMIN_PACKET_SOCKET, ADMIN_SOCKET, BROKER_SOCKET,
+    DEFAULT_RUNTIME_DIR, PACKET_SOCKET, RUNTIME_DIR_ENV,
+};
 
 use crate::connector::{Connector, Trust};
-use crate::{Client, Error};
+use crate::{AdminClient, AdminPacketClient, Client, Error, PacketClient};
 
 const SERVER_UID_ENV: &str = "CREDBROKER_SERVER_UID";
 const USER_RUNTIME_DIR_ENV: &str = "XDG_RUNTIME_DIR";
 const USER_RUNTIME_SUBDIR: &str = "credbroker";
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Operators ask for what takes long: everything on a connection cut, a login tried.
+const DEFAULT_ADMIN_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How to reach the broker. Everything has a default; made by [`Client::builder`].
 ///
 /// What is set here wins over the environment (`CREDBROKER_RUNTIME_DIR`,
-/// `CREDBROKER_SERVER_UID`), and that over the defaults.
+/// `CREDBROKER_ADMIN_DIR`, `CREDBROKER_SERVER_UID`), and that over the defaults.
 #[derive(Clone, Debug, Default)]
 #[must_use]
 pub struct ClientBuilder {
     runtime_dir: Option<PathBuf>,
+    admin_dir: Option<PathBuf>,
     server_uids: Option<BTreeSet<u32>>,
     timeout: Option<Duration>,
 }
 
 impl ClientBuilder {
-    /// The directory that holds `broker.sock` and the doors, as this process sees it.
+    /// The directory that holds `broker.sock`, `packet.sock` and the doors, as this process sees
+    /// it.
     ///
     /// Default: `/run/credbroker` where it exists or the caller is root, else
     /// `$XDG_RUNTIME_DIR/credbroker`.
     pub fn runtime_dir(mut self, directory: impl Into<PathBuf>) -> Self {
         self.runtime_dir = Some(directory.into());
+        self
+    }
+
+    /// The directory that holds `admin.sock` and `admin-packet.sock`, as this process sees it.
+    ///
+    /// Default: the runtime directory's path with `-admin` behind it.
+    pub fn admin_dir(mut self, directory: impl Into<PathBuf>) -> Self {
+        self.admin_dir = Some(directory.into());
         self
     }
 
@@ -51,21 +66,66 @@ impl ClientBuilder {
         self
     }
 
-    /// How long to wait for the connection, and then for each request. Default: 10 s.
+    /// How long to wait for the connection, and then for each request. Default: 10 s, and 30 s
+    /// on the admin sockets.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = Some(timeout);
         self
     }
 
-    /// Connects. The tokio runtime of the caller is kept for work in the background.
+    /// Connects to `broker.sock`. The tokio runtime of the caller is kept for work in the
+    /// background.
     ///
     /// # Errors
     /// [`Error::Connect`] when no broker listens, [`Error::ServerUntrusted`] when somebody
     /// else does, [`Error::Timeout`], and [`Error::Configuration`] for an environment
     /// variable that cannot be understood.
     pub async fn connect(self) -> Result<Client, Error> {
-        let runtime_dir = match self.runtime_dir {
-            Some(directory) => directory,
+        let runtime_dir = self.find_runtime_dir()?;
+        let connector = self.connector(runtime_dir.join(BROKER_SOCKET))?;
+        Client::open(connector, runtime_dir, self.timeout.unwrap_or(DEFAULT_TIMEOUT)).await
+    }
+
+    /// Connects to `packet.sock`.
+    ///
+    /// # Errors
+    /// Those of [`ClientBuilder::connect`].
+    pub async fn connect_packet(self) -> Result<PacketClient, Error> {
+        let runtime_dir = self.find_runtime_dir()?;
+        let connector = self.connector(runtime_dir.join(PACKET_SOCKET))?;
+        PacketClient::open(connector, runtime_dir, self.timeout.unwrap_or(DEFAULT_TIMEOUT)).await
+    }
+
+    /// Connects to `admin.sock`.
+    ///
+    /// # Errors
+    /// Those of [`ClientBuilder::connect`].
+    pub async fn connect_admin(self) -> Result<AdminClient, Error> {
+        let connector = self.connector(self.find_admin_dir()?.join(ADMIN_SOCKET))?;
+        AdminClient::open(connector, self.timeout.unwrap_or(DEFAULT_ADMIN_TIMEOUT)).await
+    }
+
+    /// Connects to `admin-packet.sock`.
+    ///
+    /// # Errors
+    /// Those of [`ClientBuilder::connect`].
+    pub async fn connect_admin_packet(self) -> Result<AdminPacketClient, Error> {
+        let connector = self.connector(self.find_admin_dir()?.join(ADMIN_PACKET_SOCKET))?;
+        AdminPacketClient::open(connector, self.timeout.unwrap_or(DEFAULT_ADMIN_TIMEOUT)).await
+    }
+
+    fn connector(&self, socket: PathBuf) -> Result<Connector, Error> {
+        let trust = match (&self.server_uids, env::var_os(SERVER_UID_ENV)) {
+            (Some(uids), _) => Trust::Only(uids.clone()),
+            (None, Some(text)) if !text.is_empty() => Trust::Only(parse_uids(&text)?),
+            (None, _) => Trust::Usual,
+        };
+        Ok(Connector::new(socket, trust))
+    }
+
+    fn find_runtime_dir(&self) -> Result<PathBuf, Error> {
+        let runtime_dir = match &self.runtime_dir {
+            Some(directory) => directory.clone(),
             None => {
                 let is_root = rustix::process::geteuid().is_root();
                 let system_exists = Path::new(DEFAULT_RUNTIME_DIR).is_dir();
@@ -73,17 +133,25 @@ impl ClientBuilder {
             }
         };
         // Doors are told to others, who may have another working directory.
-        let runtime_dir = path::absolute(&runtime_dir).map_err(|error| Error::Configuration {
+        path::absolute(&runtime_dir).map_err(|error| Error::Configuration {
             message: format!("runtime directory {}: {error}", runtime_dir.display()),
-        })?;
-        let trust = match (self.server_uids, env::var_os(SERVER_UID_ENV)) {
-            (Some(uids), _) => Trust::Only(uids),
-            (None, Some(text)) if !text.is_empty() => Trust::Only(parse_uids(&text)?),
-            (None, _) => Trust::Usual,
-        };
-        let connector = Connector::new(runtime_dir.join(BROKER_SOCKET), trust);
-        Client::open(connector, runtime_dir, self.timeout.unwrap_or(DEFAULT_TIMEOUT)).await
+        })
     }
+
+    fn find_admin_dir(&self) -> Result<PathBuf, Error> {
+        let told = self.admin_dir.clone().map(PathBuf::into_os_string);
+        match told.or_else(|| env::var_os(ADMIN_DIR_ENV)).filter(|told| !told.is_empty()) {
+            Some(directory) => Ok(directory.into()),
+            None => self.find_runtime_dir().map(|directory| default_admin_dir(&directory)),
+        }
+    }
+}
+
+fn default_admin_dir(runtime_dir: &Path) -> PathBuf {
+    // Without a slash at its end.
+    let mut directory = runtime_dir.components().as_path().as_os_str().to_owned();
+    directory.push(ADMIN_DIR_SUFFIX);
+    directory.into()
 }
 
 fn default_runtime_dir(
@@ -129,6 +197,14 @@ mod tests {
         assert_eq!(choose(&[user], false), Path::new("/run/user/1000/credbroker"));
         assert_eq!(choose(&[(RUNTIME_DIR_ENV, ""), (USER_RUNTIME_DIR_ENV, "")], false), system);
         assert_eq!(choose(&[], false), system);
+    }
+
+    #[test]
+    fn the_admin_dir_is_beside_the_runtime_dir() {
+        for runtime_dir in ["/run/credbroker", "/run/credbroker/"] {
+            let expected = Path::new("/run/credbroker-admin");
+            assert_eq!(default_admin_dir(Path::new(runtime_dir)), expected);
+        }
     }
 
     #[test]

@@ -12,24 +12,18 @@ use std::time::Duration;
 use credbroker_proto::v1;
 use credbroker_proto::v1::handle_service_client::HandleServiceClient;
 use credbroker_proto::v1::revoke_handle_request::Handle as WhichHandle;
-use hyper_util::rt::TokioIo;
-use tokio::runtime;
 use tokio::sync::oneshot;
-use tokio::time::timeout;
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 use tonic::{Response, Status};
 
+use crate::background::Background;
 use crate::connector::Connector;
+use crate::handle::Origin;
 use crate::request::span;
 use crate::{
-    ClientBuilder, ConnectionInfo, EndpointInfo, Error, Handle, HandleInfo, HandleList,
-    IssueRequest, Token, WhoAmI,
+    ClientBuilder, ConnectionInfo, Destination, Error, Events, Handle, HandleEvent, HandleInfo,
+    HandleList, IssueRequest, Token, WhoAmI, channel,
 };
-
-/// A Unix socket has no host name, and h2 refuses a path as `:authority`.
-const AUTHORITY: &str = "http://localhost";
 
 /// A connection to the broker; cheap to clone, and all clones share it.
 ///
@@ -44,9 +38,7 @@ struct Inner {
     rpc: HandleServiceClient<Channel>,
     runtime_dir: PathBuf,
     timeout: Duration,
-    runtime: runtime::Handle,
-    background: TaskTracker,
-    closing: CancellationToken,
+    background: Background,
 }
 
 impl Client {
@@ -68,24 +60,13 @@ impl Client {
         runtime_dir: PathBuf,
         limit: Duration,
     ) -> Result<Self, Error> {
-        let connector = Arc::new(connector);
-        let dial = tower::service_fn(move |_: tonic::transport::Uri| {
-            let connector = Arc::clone(&connector);
-            async move { connector.connect().await.map(|stream| TokioIo::new(stream.into_stream())) }
-        });
-        let endpoint = Endpoint::from_static(AUTHORITY);
-        let channel = timeout(limit, endpoint.connect_with_connector(dial))
-            .await
-            .map_err(|_elapsed| Error::Timeout { after: limit })?
-            .map_err(|error| Error::from_transport(&error))?;
+        let channel = channel::open(connector, limit).await?;
         Ok(Self {
             inner: Arc::new(Inner {
                 rpc: HandleServiceClient::new(channel),
                 runtime_dir,
                 timeout: limit,
-                runtime: runtime::Handle::current(),
-                background: TaskTracker::new(),
-                closing: CancellationToken::new(),
+                background: Background::here(),
             }),
         })
     }
@@ -103,7 +84,7 @@ impl Client {
         let request = request.into_wire()?;
         let client = self.clone();
         let (give, issued) = oneshot::channel();
-        self.in_background(async move {
+        self.background().run(async move {
             // If nobody waits any more, this drops the handle, which revokes it.
             let _unwanted = give.send(client.issue_now(request).await);
         });
@@ -114,11 +95,7 @@ impl Client {
     async fn issue_now(&self, request: v1::IssueHandleRequest) -> Result<Handle, Error> {
         let mut rpc = self.inner.rpc.clone();
         let issued = self.bounded(rpc.issue_handle(request)).await?;
-        let token = Token::parse(&issued.token)
-            .map_err(|_invalid| Error::protocol("its token is not one"))?;
-        let info = HandleInfo::from_wire(issued.handle)?;
-        let endpoint = EndpointInfo::from_wire(issued.endpoint, self.runtime_dir())?;
-        Ok(Handle::new(self.clone(), token, info, endpoint))
+        Handle::from_wire(Origin::Rpc(self.clone()), issued, self.runtime_dir())
     }
 
     /// Gives a handle `ttl` to live from now; `None` is as long as at its issue. The holder
@@ -168,6 +145,26 @@ impl Client {
         HandleInfo::from_wire(self.bounded(rpc.describe_handle(request)).await?.handle)
     }
 
+    /// Tells what becomes of a handle, until it is gone. Its holder or redeemer only.
+    ///
+    /// # Errors
+    /// Those of [`Client::issue`].
+    pub async fn watch(&self, token: &Token) -> Result<Events<HandleEvent>, Error> {
+        let mut rpc = self.inner.rpc.clone();
+        let request = v1::WatchHandleRequest { token: token.expose().to_owned() };
+        Ok(Events::new(self.bounded(rpc.watch_handle(request)).await?, HandleEvent::from_wire))
+    }
+
+    /// The name of the caller's connection to `destination`.
+    ///
+    /// # Errors
+    /// Those of [`Client::issue`]; [`Reason::AccessDenied`](crate::Reason::AccessDenied) for
+    /// what is not there as well as for what the caller may not use.
+    pub async fn resolve(&self, destination: Destination) -> Result<String, Error> {
+        let mut rpc = self.inner.rpc.clone();
+        Ok(self.bounded(rpc.resolve_connection(destination.into_wire())).await?.name)
+    }
+
     /// The live handles that the caller holds or may redeem.
     ///
     /// # Errors
@@ -210,31 +207,18 @@ impl Client {
     /// Ends all renewal in the background and waits until every dropped handle is revoked, or
     /// the attempt has timed out. For all clones; requests still work afterwards.
     pub async fn close(&self) {
-        self.inner.closing.cancel();
-        self.inner.background.close();
-        self.inner.background.wait().await;
+        self.background().close().await;
     }
 
-    /// Runs `work`, which must end by itself, on the runtime that the client was made in.
-    pub(crate) fn in_background(&self, work: impl Future<Output = ()> + Send + 'static) {
-        self.inner.background.spawn_on(work, &self.inner.runtime);
-    }
-
-    /// Cancelled when [`Client::close`] is called.
-    pub(crate) fn closing(&self) -> CancellationToken {
-        self.inner.closing.child_token()
+    pub(crate) fn background(&self) -> &Background {
+        &self.inner.background
     }
 
     async fn bounded<T>(
         &self,
         answer: impl Future<Output = Result<Response<T>, Status>>,
     ) -> Result<T, Error> {
-        let limit = self.inner.timeout;
-        match timeout(limit, answer).await {
-            Ok(Ok(response)) => Ok(response.into_inner()),
-            Ok(Err(status)) => Err(Error::from_status(&status)),
-            Err(_elapsed) => Err(Error::Timeout { after: limit }),
-        }
+        channel::bounded(self.inner.timeout, answer).await
     }
 }
 

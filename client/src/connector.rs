@@ -1,6 +1,6 @@
-//! Connects to the broker's socket and checks who serves it.
+//! Connects to a socket of the broker's and checks who serves it.
 //!
-//! Invariant: a [`Verified`] stream exists only after the kernel has named the server and
+//! Invariant: a [`Verified`] socket exists only after the kernel has named the server and
 //! that uid was found among the trusted ones, so nothing is ever sent to anybody else.
 //! SO_PEERCRED names the process that called listen(2): under socket activation that is
 //! systemd, uid 0 (man unix(7)).
@@ -11,15 +11,23 @@ use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use thiserror::Error;
 use tokio::net::UnixStream;
+use tokio::time::sleep;
+use tokio_seqpacket::UnixSeqpacket;
 
 /// Group and others: whoever may write to the directory can put a socket of their own there.
 const WRITABLE_BY_OTHERS: u32 = 0o022;
 
 /// Every uid that this user namespace has no name for: one stranger looks like another.
 const OVERFLOW_UID: u32 = 65534;
+
+/// Between two attempts at a listener whose backlog is full.
+const BACKLOG_WAIT: Duration = Duration::from_millis(5);
 
 /// Whom to accept as the broker.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -50,17 +58,17 @@ pub(crate) struct Connector {
     trust: Trust,
 }
 
-/// A connected stream whose server is trusted.
+/// A connected socket whose server is trusted.
 #[derive(Debug)]
-pub(crate) struct Verified(UnixStream);
+pub(crate) struct Verified<S>(S);
 
-impl Verified {
-    pub(crate) fn into_stream(self) -> UnixStream {
+impl<S> Verified<S> {
+    pub(crate) fn into_inner(self) -> S {
         self.0
     }
 }
 
-/// Why there is no verified stream. It is found again in the source chain of whatever tonic
+/// Why there is no verified socket. It is found again in the source chain of whatever tonic
 /// makes of it, hence `Clone`.
 #[derive(Clone, Debug, Error)]
 pub(crate) enum Failure {
@@ -79,16 +87,47 @@ impl Connector {
         Self { socket, trust }
     }
 
-    pub(crate) async fn connect(&self) -> Result<Verified, Failure> {
-        let io = |error| Failure::Io { socket: self.socket.clone(), source: Arc::new(error) };
-        let stream = UnixStream::connect(&self.socket).await.map_err(io)?;
-        let seen = stream.peer_cred().map_err(io)?.uid();
+    /// Connects to a SOCK_STREAM socket.
+    pub(crate) async fn connect(&self) -> Result<Verified<UnixStream>, Failure> {
+        let stream = UnixStream::connect(&self.socket).await.map_err(|error| self.io(error))?;
+        let seen = stream.peer_cred().map_err(|error| self.io(error))?.uid();
+        self.verify(stream, seen)
+    }
+
+    /// Connects to a SOCK_SEQPACKET socket.
+    pub(crate) async fn connect_packets(&self) -> Result<Verified<UnixSeqpacket>, Failure> {
+        let socket = dial_packets(&self.socket).await.map_err(|error| self.io(error))?;
+        let seen = socket.peer_cred().map_err(|error| self.io(error))?.uid();
+        self.verify(socket, seen)
+    }
+
+    fn verify<S>(&self, socket: S, seen: u32) -> Result<Verified<S>, Failure> {
         let own = rustix::process::geteuid().as_raw();
         let trusted = self.trust.uids(own, owner_to_trust(&self.socket));
         if trusted.contains(&seen) {
-            Ok(Verified(stream))
+            Ok(Verified(socket))
         } else {
             Err(Failure::Untrusted { socket: self.socket.clone(), seen, trusted })
+        }
+    }
+
+    fn io(&self, error: io::Error) -> Failure {
+        Failure::Io { socket: self.socket.clone(), source: Arc::new(error) }
+    }
+}
+
+/// `UnixSeqpacket::connect` takes EAGAIN, which says that the backlog is full, for a connection
+/// that is on its way; what it then gives is connected to nobody (man connect(2)).
+async fn dial_packets(path: &Path) -> io::Result<UnixSeqpacket> {
+    let address = SocketAddrUnix::new(path)?;
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    loop {
+        let socket =
+            rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+        match rustix::net::connect(&socket, &address) {
+            Ok(()) => return UnixSeqpacket::try_from(socket),
+            Err(Errno::AGAIN) => sleep(BACKLOG_WAIT).await,
+            Err(error) => return Err(error.into()),
         }
     }
 }

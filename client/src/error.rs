@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use credbroker_proto::ERROR_DOMAIN;
-use credbroker_proto::v1::Reason;
+use credbroker_proto::v1::{self, Reason};
 use thiserror::Error;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
@@ -140,12 +140,9 @@ impl Error {
             && info.domain == ERROR_DOMAIN
         {
             let reference = info.metadata.get(REFERENCE_KEY).and_then(|text| text.parse().ok());
-            // Where the reference is a field, the sentence need not repeat it.
-            let suffix = format!(" ({REFERENCE_KEY}={})", reference.unwrap_or_default());
-            let message = status.message();
             return Self::Refused {
                 reason: Reason::from_wire_name(&info.reason).unwrap_or_default(),
-                message: presentable(message.strip_suffix(&suffix).unwrap_or(message)),
+                message: without_reference(status.message(), reference),
                 reference,
                 retry_after: status.get_details_retry_info().and_then(|info| info.retry_delay),
             };
@@ -158,6 +155,18 @@ impl Error {
             return Self::protocol("it does not know this request");
         }
         Self::protocol(format!("{}: {}", status.code(), presentable(status.message())))
+    }
+
+    /// Decodes a refusal that came as a packet.
+    pub(crate) fn from_refused(refused: &v1::Refused) -> Self {
+        let reason = refused.reason();
+        Self::Refused {
+            reason,
+            message: without_reference(&refused.message, Some(refused.r#ref)),
+            // The first record of a log has number 1.
+            reference: (refused.r#ref != 0).then_some(refused.r#ref),
+            retry_after: refused.retry_after.and_then(|after| after.try_into().ok()),
+        }
     }
 
     /// Decodes why the first connection failed.
@@ -208,6 +217,12 @@ fn passes_by_itself(reason: Reason) -> bool {
     }
 }
 
+/// Where the reference is a field, the sentence need not repeat it.
+fn without_reference(message: &str, reference: Option<u64>) -> String {
+    let suffix = format!(" ({REFERENCE_KEY}={})", reference.unwrap_or_default());
+    presentable(message.strip_suffix(&suffix).unwrap_or(message))
+}
+
 fn presentable(text: &str) -> String {
     let bounded: String = text.chars().take(MAX_MESSAGE).collect();
     token::redact(&bounded).replace(char::is_control, " ")
@@ -251,6 +266,30 @@ mod tests {
     }
 
     #[test]
+    fn a_refusal_by_packet_is_the_same_as_one_by_rpc() {
+        let refused = v1::Refused {
+            reason: Reason::LimitReached.into(),
+            message: "slow down (ref=81)".into(),
+            r#ref: 81,
+            field: String::new(),
+            retry_after: Some(prost_types::Duration { seconds: 1, nanos: 0 }),
+        };
+        let status = refusal(
+            Code::ResourceExhausted,
+            "LIMIT_REACHED",
+            "slow down (ref=81)",
+            Some(Duration::from_secs(1)),
+        );
+        let (packet, rpc) = (Error::from_refused(&refused), Error::from_status(&status));
+        assert_eq!(format!("{packet:?}"), format!("{rpc:?}"));
+        assert_eq!(packet.to_string(), "slow down (LIMIT_REACHED, ref=81)");
+
+        let hostile = v1::Refused { message: format!("\u{1b}[2J{TOKEN}"), ..Default::default() };
+        let text = Error::from_refused(&hostile).to_string();
+        assert!(!text.contains("cbh_") && !text.contains('\u{1b}'), "{text}");
+    }
+
+    #[test]
     fn the_reference_is_told_once() {
         let status = refusal(Code::PermissionDenied, "ACCESS_DENIED", "denied (ref=81)", None);
         let error = Error::from_status(&status);
@@ -271,7 +310,7 @@ mod tests {
 
     #[test]
     fn a_reason_of_a_newer_broker_is_still_a_refusal() {
-        let status = refusal(Code::FailedPrecondition, "SUSPENDED", "suspended", None);
+        let status = refusal(Code::FailedPrecondition, "MOON_PHASE", "not today", None);
         let error = Error::from_status(&status);
         assert_eq!(error.reason(), Some(Reason::Unspecified));
     }

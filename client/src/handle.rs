@@ -1,4 +1,5 @@
-//! The owned handle: it is revoked when its owner is done with it.
+//! The owned handle: it is revoked when its owner is done with it, over the socket that it came
+//! from.
 //!
 //! Invariant: a [`Handle`] that goes out of scope other than by [`Handle::into_token`] is
 //! revoked: for certain by [`Handle::revoke`], and on drop as well as that can be done
@@ -6,13 +7,17 @@
 
 use std::fmt;
 use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use credbroker_proto::v1;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode, utf8_percent_encode};
 use tokio::sync::watch;
+use zeroize::Zeroizing;
 
-use crate::{Client, EndpointInfo, Error, HandleInfo, KeepAlive, Token};
+use crate::background::Background;
+use crate::{Client, EndpointInfo, Error, HandleInfo, KeepAlive, PacketClient, Token};
 
 /// Everything but the unreserved characters of RFC 3986 §2.3.
 const COMPONENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
@@ -26,12 +31,46 @@ const PATH_IN_QUERY: &AsciiSet = &COMPONENT.remove(b'/');
 /// certain. A handle that neither reaches dies when it expires.
 #[must_use = "a handle is revoked when it is dropped"]
 pub struct Handle {
-    client: Client,
+    origin: Origin,
     shared: Arc<Shared>,
     endpoint: EndpointInfo,
     id: String,
     connection: String,
     on_drop: OnDrop,
+}
+
+/// The client that a handle came from, and that ends it.
+#[derive(Clone)]
+pub(crate) enum Origin {
+    Rpc(Client),
+    Packet(PacketClient),
+}
+
+impl Origin {
+    pub(crate) async fn renew(
+        &self,
+        token: &Token,
+        ttl: Option<Duration>,
+    ) -> Result<HandleInfo, Error> {
+        match self {
+            Self::Rpc(client) => client.renew(token, ttl).await,
+            Self::Packet(client) => client.renew(token, ttl).await,
+        }
+    }
+
+    async fn revoke_id(&self, id: &str) -> Result<u32, Error> {
+        match self {
+            Self::Rpc(client) => client.revoke_id(id).await,
+            Self::Packet(client) => client.revoke_id(id).await,
+        }
+    }
+
+    pub(crate) fn background(&self) -> &Background {
+        match self {
+            Self::Rpc(client) => client.background(),
+            Self::Packet(client) => client.background(),
+        }
+    }
 }
 
 /// What renewal in the background has in common with the owner.
@@ -46,20 +85,24 @@ enum OnDrop {
 }
 
 impl Handle {
-    pub(crate) fn new(
-        client: Client,
-        token: Token,
-        info: HandleInfo,
-        endpoint: EndpointInfo,
-    ) -> Self {
-        Self {
-            client,
+    pub(crate) fn from_wire(
+        origin: Origin,
+        issued: v1::IssueHandleResponse,
+        runtime_dir: &Path,
+    ) -> Result<Self, Error> {
+        let token = Zeroizing::new(issued.token);
+        let token =
+            Token::parse(&token).map_err(|_invalid| Error::protocol("its token is not one"))?;
+        let info = HandleInfo::from_wire(issued.handle)?;
+        let endpoint = EndpointInfo::from_wire(issued.endpoint, runtime_dir)?;
+        Ok(Self {
+            origin,
             endpoint,
             id: info.id.clone(),
             connection: info.connection.clone(),
             shared: Arc::new(Shared { token, info: watch::Sender::new(info) }),
             on_drop: OnDrop::Revoke,
-        }
+        })
     }
 
     /// Public identifier: `hdl_` and 16 characters of lower-case base32. May be logged.
@@ -104,7 +147,7 @@ impl Handle {
     /// # Errors
     /// Those of [`Client::issue`].
     pub async fn renew(&self, ttl: Option<Duration>) -> Result<HandleInfo, Error> {
-        let info = self.client.renew(self.token(), ttl).await?;
+        let info = self.origin.renew(self.token(), ttl).await?;
         self.shared.info.send_replace(info.clone());
         Ok(info)
     }
@@ -112,7 +155,7 @@ impl Handle {
     /// Renews in the background, at half of the time to live, until the returned value is
     /// dropped, the client is closed, or renewal fails for good.
     pub fn keep_alive(&self) -> KeepAlive {
-        KeepAlive::start(&self.client, Arc::clone(&self.shared))
+        KeepAlive::start(&self.origin, Arc::clone(&self.shared))
     }
 
     /// Ends the handle and says how many live sessions were cut. When this returns, they are
@@ -121,7 +164,7 @@ impl Handle {
     /// # Errors
     /// Those of [`Client::issue`]; another attempt is then made in the background.
     pub async fn revoke(mut self) -> Result<u32, Error> {
-        let cut = self.client.revoke_id(&self.id).await?;
+        let cut = self.origin.revoke_id(&self.id).await?;
         self.on_drop = OnDrop::Nothing;
         Ok(cut)
     }
@@ -140,11 +183,11 @@ impl Drop for Handle {
         match self.on_drop {
             OnDrop::Nothing => {}
             OnDrop::Revoke => {
-                let client = self.client.clone();
+                let origin = self.origin.clone();
                 let id = std::mem::take(&mut self.id);
-                self.client.in_background(async move {
+                self.origin.background().run(async move {
                     // Nobody is left to hear of a failure; the handle then dies at its expiry.
-                    let _sessions_cut = client.revoke_id(&id).await;
+                    let _sessions_cut = origin.revoke_id(&id).await;
                 });
             }
         }

@@ -81,6 +81,43 @@ pub struct HandleList {
     pub truncated: bool,
 }
 
+/// What becomes of a handle.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum HandleEvent {
+    /// A quarter of its life is left, unless it is renewed.
+    Expiring {
+        /// When it dies.
+        expires: SystemTime,
+    },
+    /// Its connection has a new credential, which new sessions use.
+    Rotated {
+        /// Its version.
+        credential_version: u64,
+    },
+    /// It is gone. The stream ends after this.
+    Ended {
+        /// `revoked`, `expired`, `holder_exited`, `suspended`, `reloaded` or `draining`.
+        reason: String,
+    },
+}
+
+impl HandleEvent {
+    /// `None` for an event that this version does not know.
+    pub(crate) fn from_wire(event: v1::HandleEvent) -> Option<Result<Self, Error>> {
+        Some(Ok(match event.event? {
+            v1::handle_event::Event::Expiring(at) => match time("expires", at.expires) {
+                Ok(expires) => Self::Expiring { expires },
+                Err(error) => return Some(Err(error)),
+            },
+            v1::handle_event::Event::Rotated(v1::HandleRotated { credential_version }) => {
+                Self::Rotated { credential_version }
+            }
+            v1::handle_event::Event::Ended(v1::HandleEnded { reason }) => Self::Ended { reason },
+        }))
+    }
+}
+
 /// Where to use a handle.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -180,9 +217,9 @@ impl From<v1::WhoAmIResponse> for WhoAmI {
     }
 }
 
-fn time(field: &str, at: Option<prost_types::Timestamp>) -> Result<SystemTime, Error> {
+pub(crate) fn time(field: &str, at: Option<prost_types::Timestamp>) -> Result<SystemTime, Error> {
     at.and_then(|at| SystemTime::try_from(at).ok())
-        .ok_or_else(|| Error::protocol(format!("the handle's time {field} is missing or wrong")))
+        .ok_or_else(|| Error::protocol(format!("the time {field} is missing or wrong")))
 }
 
 #[cfg(test)]

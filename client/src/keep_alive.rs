@@ -11,8 +11,8 @@ use tokio::sync::oneshot;
 use tokio::time::sleep;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use crate::handle::Shared;
-use crate::{Client, Error, HandleInfo};
+use crate::handle::{Origin, Shared};
+use crate::{Error, HandleInfo};
 
 /// Not sooner than this after a failed attempt, unless the broker names a time itself.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -43,20 +43,20 @@ pub enum RenewalEnd {
 }
 
 impl KeepAlive {
-    pub(crate) fn start(client: &Client, handle: Arc<Shared>) -> Self {
-        let stopped = client.closing();
+    pub(crate) fn start(origin: &Origin, handle: Arc<Shared>) -> Self {
+        let stopped = origin.background().closing();
         let (tell, end) = oneshot::channel();
         let work = {
-            let (client, stopped) = (client.clone(), stopped.clone());
+            let (origin, stopped) = (origin.clone(), stopped.clone());
             async move {
-                let renewal = renew_until_end(&client, &handle);
+                let renewal = renew_until_end(&origin, &handle);
                 let ended = stopped.run_until_cancelled(renewal).await;
                 // Nobody listens when the owner has dropped its side, and that is fine.
                 let _unheard = tell.send(ended.unwrap_or(RenewalEnd::Closed));
                 stopped.cancel();
             }
         };
-        client.in_background(work);
+        origin.background().run(work);
         Self { _stop: stopped.clone().drop_guard(), stopped, end }
     }
 
@@ -78,7 +78,7 @@ impl fmt::Debug for KeepAlive {
     }
 }
 
-async fn renew_until_end(client: &Client, handle: &Shared) -> RenewalEnd {
+async fn renew_until_end(origin: &Origin, handle: &Shared) -> RenewalEnd {
     let ttl = {
         let info = handle.info.borrow();
         info.remaining(info.issued)
@@ -89,16 +89,16 @@ async fn renew_until_end(client: &Client, handle: &Shared) -> RenewalEnd {
             return RenewalEnd::LifetimeReached(info.expires);
         }
         sleep(until_renewal(&info, ttl, SystemTime::now())).await;
-        match renew_while_alive(client, handle).await {
+        match renew_while_alive(origin, handle).await {
             Ok(info) => handle.info.send_replace(info),
             Err(error) => return RenewalEnd::Failed(error),
         };
     }
 }
 
-async fn renew_while_alive(client: &Client, handle: &Shared) -> Result<HandleInfo, Error> {
+async fn renew_while_alive(origin: &Origin, handle: &Shared) -> Result<HandleInfo, Error> {
     loop {
-        let error = match client.renew(&handle.token, None).await {
+        let error = match origin.renew(&handle.token, None).await {
             Ok(info) => return Ok(info),
             Err(error) => error,
         };

@@ -3,7 +3,9 @@
 //! A [`Client`] speaks gRPC with the broker over its Unix socket, after it has checked who
 //! serves that socket. [`Client::issue`] gives a [`Handle`], a short-lived right to use one
 //! connection through the broker's door; the handle can renew itself and is revoked when it
-//! is dropped. No part of this library ever holds a credential.
+//! is dropped. A [`PacketClient`] does the same by single packets, and takes and brings secrets,
+//! which it only ever holds in a memfd. [`AdminClient`] and [`AdminPacketClient`] are for
+//! operators.
 //!
 //! What it is not: a database driver. A handle says where the door is and what to log in
 //! with; any client of that protocol does the rest.
@@ -12,8 +14,12 @@
 //! | --- | --- |
 //! | `builder` | where the broker is, whom to accept as its server, timeouts |
 //! | `connector` | connects, and checks the uid that the kernel gives for the server |
-//! | `client` | the requests |
-//! | `request`, `info` | what is asked, what is answered |
+//! | `channel` | gRPC over what it connected; events as a stream |
+//! | `client`, `admin` | the requests of holders and of operators, by gRPC |
+//! | `packet` | the requests by packet, in `packet/link` sent and matched with their replies |
+//! | `request`, `info`, `admin/info` | what is asked, what is answered |
+//! | `secret` | secrets in memfds |
+//! | `background` | what goes on when nobody waits for it |
 //! | `handle`, `keep_alive` | the owned handle: renewal, revocation at the end |
 //! | `token` | the bearer form, kept out of every text |
 //! | `error` | one enum; what the broker refused and why |
@@ -43,22 +49,35 @@
 
 #![forbid(unsafe_code)]
 
+mod admin;
+mod background;
 mod builder;
+mod channel;
 mod client;
 mod connector;
 mod error;
 mod handle;
 mod info;
 mod keep_alive;
+mod packet;
 mod request;
+mod secret;
 mod token;
 
+pub use admin::{
+    AdminClient, AdminConnection, AdminHandleList, ArenaUse, AuditHead, AuditLine, Considered,
+    CredentialInfo, Cut, Explanation, HandleFilter, KeyRotation, PeerDescription, Reloaded, Scope,
+    SessionInfo, SessionList, Status, Suspension, Validation,
+};
 pub use builder::ClientBuilder;
+pub use channel::Events;
 pub use client::Client;
 pub use credbroker_proto::v1::Reason;
 pub use error::Error;
 pub use handle::Handle;
-pub use info::{ConnectionInfo, EndpointInfo, HandleInfo, HandleList, WhoAmI};
+pub use info::{ConnectionInfo, EndpointInfo, HandleEvent, HandleInfo, HandleList, WhoAmI};
 pub use keep_alive::{KeepAlive, RenewalEnd};
-pub use request::{Bind, IssueRequest};
+pub use packet::{AdminPacketClient, PacketClient, Stored};
+pub use request::{Bind, Destination, IssueRequest, PutRequest, RegisterRequest};
+pub use secret::{Revealed, Secret, SecretError};
 pub use token::Token;

@@ -1,5 +1,13 @@
 //! What is asked of the broker when a handle is issued.
 
+mod destination;
+mod put;
+mod register;
+
+pub use self::destination::Destination;
+pub use self::put::PutRequest;
+pub use self::register::RegisterRequest;
+
 use std::time::Duration;
 
 use credbroker_proto::v1;
@@ -31,7 +39,7 @@ impl Bind {
         }
     }
 
-    fn into_wire(self) -> v1::Bind {
+    pub(crate) fn into_wire(self) -> v1::Bind {
         match self {
             Self::None => v1::Bind::None,
             Self::Lifetime => v1::Bind::Lifetime,
@@ -128,7 +136,7 @@ impl IssueRequest {
 /// A span as the wire has it: whole seconds are an i64 there.
 pub(crate) fn span(duration: Duration) -> Result<prost_types::Duration, Error> {
     duration.try_into().map_err(|_overflow: prost_types::DurationError| Error::Configuration {
-        message: "a time to live of more than 292 billion years cannot be sent".into(),
+        message: "a span of more than 292 billion years cannot be sent".into(),
     })
 }
 

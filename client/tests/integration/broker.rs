@@ -1,6 +1,6 @@
 //! A broker that issues handles to nothing, and remembers what it was asked.
 //!
-//! The name of a connection decides the answer: `denied`, `busy`, `stuck` and `no_pidfd` do
+//! It serves broker.sock and admin.sock. The name of a connection decides the answer: `denied`, `busy`, `stuck` and `no_pidfd` do
 //! what they say, and every other name is granted.
 
 use std::collections::HashMap;
@@ -10,6 +10,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime};
 
+use credbroker_proto::v1::admin_service_server::AdminServiceServer;
 use credbroker_proto::v1::handle_service_server::{HandleService, HandleServiceServer};
 use credbroker_proto::v1::revoke_handle_request::Handle as Which;
 use credbroker_proto::{ERROR_DOMAIN, v1};
@@ -22,6 +23,8 @@ use tonic::transport::Server;
 use tonic::transport::server::UdsConnectInfo;
 use tonic::{Code, Request, Response, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
+
+use crate::admin::Admin;
 
 pub(crate) const DEFAULT_TTL: Duration = Duration::from_secs(1800);
 pub(crate) const SESSIONS_CUT: u32 = 2;
@@ -47,14 +50,28 @@ struct Running {
 /// What was asked and granted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Event {
-    Issued { request: v1::IssueHandleRequest, id: String, token: String, pid: i32 },
-    Renewed { id: String, at: SystemTime },
-    RenewalRefused { id: String },
-    Revoked { id: String },
+    Issued {
+        request: v1::IssueHandleRequest,
+        id: String,
+        token: String,
+        pid: i32,
+    },
+    Renewed {
+        id: String,
+        at: SystemTime,
+    },
+    RenewalRefused {
+        id: String,
+    },
+    Revoked {
+        id: String,
+    },
+    /// What an operator asked for, as its messages are printed.
+    Asked(String),
 }
 
 #[derive(Default)]
-struct State {
+pub(crate) struct State {
     inner: Mutex<Inner>,
     changed: Condvar,
 }
@@ -76,40 +93,57 @@ impl Broker {
     pub(crate) fn start() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let mut broker = Self { directory, state: Arc::default(), running: None };
+        fs::create_dir(broker.runtime_dir()).unwrap();
+        fs::create_dir(broker.admin_dir()).unwrap();
         broker.resume();
         broker
     }
 
-    pub(crate) fn runtime_dir(&self) -> &Path {
-        self.directory.path()
+    pub(crate) fn runtime_dir(&self) -> PathBuf {
+        self.directory.path().join("run")
+    }
+
+    /// Where it is looked for by who knows the other alone.
+    pub(crate) fn admin_dir(&self) -> PathBuf {
+        self.directory.path().join("run-admin")
     }
 
     pub(crate) fn socket(&self) -> PathBuf {
         self.runtime_dir().join(credbroker_proto::BROKER_SOCKET)
     }
 
+    fn admin_socket(&self) -> PathBuf {
+        self.admin_dir().join(credbroker_proto::ADMIN_SOCKET)
+    }
+
     /// Ends at once, with all its connections and handles.
     pub(crate) fn kill(&mut self) {
         self.stop();
         fs::remove_file(self.socket()).unwrap();
+        fs::remove_file(self.admin_socket()).unwrap();
         self.state.inner.lock().unwrap().live.clear();
     }
 
     /// Listens (again).
     pub(crate) fn resume(&mut self) {
         let runtime = runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let listener = {
+        let (listener, admin_listener) = {
             let _inside = runtime.enter();
-            bind(&self.socket())
+            (bind(&self.socket()), bind(&self.admin_socket()))
         };
         let service = HandleServiceServer::new(Service(Arc::clone(&self.state)));
         let server = Server::builder()
             .add_service(service)
             .serve_with_incoming(UnixListenerStream::new(listener));
+        let admin = AdminServiceServer::new(Admin(Arc::clone(&self.state)));
+        let admin_server = Server::builder()
+            .add_service(admin)
+            .serve_with_incoming(UnixListenerStream::new(admin_listener));
         let (stop, stopped) = oneshot::channel();
         let serve = async {
             tokio::select! {
                 ended = server => ended.unwrap(),
+                ended = admin_server => ended.unwrap(),
                 _ = stopped => {},
             }
         };
@@ -166,6 +200,13 @@ impl Broker {
     }
 }
 
+impl State {
+    pub(crate) fn note(&self, asked: impl std::fmt::Debug) {
+        self.inner.lock().unwrap().log.push(Event::Asked(format!("{asked:?}")));
+        self.changed.notify_all();
+    }
+}
+
 impl Drop for Broker {
     fn drop(&mut self) {
         self.stop();
@@ -189,20 +230,45 @@ impl Service {
 
 #[tonic::async_trait]
 impl HandleService for Service {
-    type WatchHandleStream = tokio_stream::Empty<Result<v1::HandleEvent, Status>>;
+    type WatchHandleStream =
+        tokio_stream::Iter<std::vec::IntoIter<Result<v1::HandleEvent, Status>>>;
 
+    /// All that can become of a handle, one after the other, and something of the future.
     async fn watch_handle(
         &self,
-        _: Request<v1::WatchHandleRequest>,
+        request: Request<v1::WatchHandleRequest>,
     ) -> Result<Response<Self::WatchHandleStream>, Status> {
-        Err(Status::unimplemented("this broker watches nothing"))
+        use v1::handle_event::Event;
+
+        let which = Which::Token(request.into_inner().token);
+        let expires = self.with(|inner| {
+            let id = inner.find(&which)?;
+            Ok::<_, Status>(inner.live[&id].handle.expires)
+        })?;
+        let events = [
+            Some(Event::Expiring(v1::HandleExpiring { expires })),
+            None,
+            Some(Event::Rotated(v1::HandleRotated { credential_version: 2 })),
+            Some(Event::Ended(v1::HandleEnded { reason: "suspended".into() })),
+        ];
+        let events: Vec<_> = events.map(|event| Ok(v1::HandleEvent { event })).into();
+        Ok(Response::new(tokio_stream::iter(events)))
     }
 
     async fn resolve_connection(
         &self,
-        _: Request<v1::ResolveConnectionRequest>,
+        request: Request<v1::ResolveConnectionRequest>,
     ) -> Result<Response<v1::ResolveConnectionResponse>, Status> {
-        Err(Status::unimplemented("this broker resolves nothing"))
+        let expected = v1::ResolveConnectionRequest {
+            r#type: "postgresql".into(),
+            host: "db.internal".into(),
+            port: Some(5432),
+            database: "mydb".into(),
+        };
+        if request.into_inner() != expected {
+            return Err(refuse(Code::PermissionDenied, "ACCESS_DENIED", None));
+        }
+        Ok(Response::new(v1::ResolveConnectionResponse { name: "main_db".into() }))
     }
 
     async fn issue_handle(
@@ -363,7 +429,7 @@ fn endpoint(connection: &str) -> v1::Endpoint {
     v1::Endpoint { door: "postgres".into(), database: "mydb".into(), user: connection.into() }
 }
 
-fn refuse(code: Code, reason: &str, retry_after: Option<Duration>) -> Status {
+pub(crate) fn refuse(code: Code, reason: &str, retry_after: Option<Duration>) -> Status {
     let metadata = HashMap::from([("ref".to_owned(), REFERENCE.to_string())]);
     let mut details = ErrorDetails::with_error_info(reason, ERROR_DOMAIN, metadata);
     if retry_after.is_some() {

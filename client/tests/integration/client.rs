@@ -3,7 +3,9 @@
 use std::io;
 use std::time::{Duration, SystemTime};
 
-use credbroker_client::{Bind, Client, Error, IssueRequest, Reason, RenewalEnd, Token};
+use credbroker_client::{
+    Bind, Client, Destination, Error, HandleEvent, IssueRequest, Reason, RenewalEnd, Token,
+};
 
 use crate::broker::{Broker, DEFAULT_TTL, Event, PATIENCE, REFERENCE, RETRY_AFTER, SESSIONS_CUT};
 
@@ -238,4 +240,33 @@ async fn a_token_from_elsewhere_can_be_renewed_and_revoked() {
     assert!(info.expires > SystemTime::now());
     assert_eq!(client.revoke_id(&info.id).await.unwrap(), SESSIONS_CUT);
     assert_eq!(broker.live_handles(), 0);
+}
+
+#[tokio::test]
+async fn what_becomes_of_a_handle_is_told_until_its_end() {
+    let broker = Broker::start();
+    let client = connect(&broker).await;
+    let handle = client.issue(IssueRequest::new("main_db").bind(Bind::Process)).await.unwrap();
+    let mut events = client.watch(handle.token()).await.unwrap();
+    let expires = handle.info().expires;
+    assert_eq!(events.next().await.unwrap().unwrap(), HandleEvent::Expiring { expires });
+    let rotated = HandleEvent::Rotated { credential_version: 2 };
+    assert_eq!(events.next().await.unwrap().unwrap(), rotated, "what is unknown is left out");
+    let ended = HandleEvent::Ended { reason: "suspended".into() };
+    assert_eq!(events.next().await.unwrap().unwrap(), ended);
+    assert!(events.next().await.is_none());
+    assert!(events.next().await.is_none(), "asked once more");
+
+    let token = Token::parse(&format!("cbh_{}", "x".repeat(43))).unwrap();
+    assert_eq!(client.watch(&token).await.unwrap_err().reason(), Some(Reason::HandleInvalid));
+}
+
+#[tokio::test]
+async fn a_destination_has_a_name_or_is_denied() {
+    let broker = Broker::start();
+    let client = connect(&broker).await;
+    let known = Destination::new("db.internal").kind("postgresql").port(5432).database("mydb");
+    assert_eq!(client.resolve(known).await.unwrap(), "main_db");
+    let unknown = client.resolve(Destination::new("db.internal")).await.unwrap_err();
+    assert_eq!(unknown.reason(), Some(Reason::AccessDenied));
 }

@@ -10,16 +10,18 @@ use crate::broker::{Broker, Event};
 pub(crate) fn credbroker(broker: &Broker) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_credbroker"));
     command.arg("--runtime-dir").arg(broker.runtime_dir());
-    command.env_remove("CREDBROKER_SERVER_UID").env_remove("CREDBROKER_RUNTIME_DIR");
+    for variable in ["CREDBROKER_SERVER_UID", "CREDBROKER_RUNTIME_DIR", "CREDBROKER_ADMIN_DIR"] {
+        command.env_remove(variable);
+    }
     command.stdin(Stdio::null());
     command
 }
 
-fn run(broker: &Broker, arguments: &[&str]) -> Output {
+pub(crate) fn run(broker: &Broker, arguments: &[&str]) -> Output {
     credbroker(broker).args(arguments).output().unwrap()
 }
 
-fn json(broker: &Broker, arguments: &[&str]) -> Value {
+pub(crate) fn json(broker: &Broker, arguments: &[&str]) -> Value {
     let output = credbroker(broker).args(["--output", "json"]).args(arguments).output().unwrap();
     assert!(output.status.success(), "{}", stderr(&output));
     assert_eq!(stderr(&output), "");

@@ -11,8 +11,13 @@
     reason = "clippy.toml allows them in #[test] functions, and the helpers here are as much tests"
 )]
 
+mod admin;
 mod broker;
 mod client;
 mod commands;
 mod exec;
+mod operator;
+mod packet;
+mod packets;
+mod put;
 mod terminal;

@@ -1,7 +1,8 @@
-//! `credbroker exec` in a terminal: keys reach the command, and job control works.
+//! Programs in a terminal. `credbroker exec`: keys reach the command, and job control works.
 
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -11,18 +12,24 @@ use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 
 use crate::broker::{Broker, PATIENCE};
 
-const CTRL_C: &[u8] = b"\x03";
-const CTRL_Z: &[u8] = b"\x1a";
+pub(crate) const CTRL_C: &[u8] = b"\x03";
+pub(crate) const CTRL_Z: &[u8] = b"\x1a";
 
 /// A pseudoterminal, controlling a session whose first program is `command`.
-struct Terminal {
-    controller: File,
-    child: Child,
+pub(crate) struct Terminal {
+    pub(crate) controller: File,
+    pub(crate) child: Child,
     seen: String,
+    /// All that was ever on the screen.
+    pub(crate) screen: String,
 }
 
 impl Terminal {
     fn run(broker: &Broker, command: &[&str]) -> Self {
+        Self::run_at(&broker.runtime_dir(), command)
+    }
+
+    pub(crate) fn run_at(runtime_dir: &Path, command: &[&str]) -> Self {
         let controller = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
         grantpt(&controller).unwrap();
         unlockpt(&controller).unwrap();
@@ -31,22 +38,27 @@ impl Terminal {
         let child = Command::new("setsid")
             .arg("--ctty")
             .args(command)
-            .env("CREDBROKER_RUNTIME_DIR", broker.runtime_dir())
+            .env("CREDBROKER_RUNTIME_DIR", runtime_dir)
             .env("PS1", "$ ")
             .stdin(Stdio::from(user()))
             .stdout(Stdio::from(user()))
             .stderr(Stdio::from(user()))
             .spawn()
             .unwrap();
-        Self { controller: File::from(controller), child, seen: String::new() }
+        Self {
+            controller: File::from(controller),
+            child,
+            seen: String::new(),
+            screen: String::new(),
+        }
     }
 
-    fn press(&mut self, keys: &[u8]) {
+    pub(crate) fn press(&mut self, keys: &[u8]) {
         self.controller.write_all(keys).unwrap();
     }
 
     /// Reads until `text` is on the screen, and forgets what came up to it.
-    fn expect(&mut self, text: &str) {
+    pub(crate) fn expect(&mut self, text: &str) {
         let mut buffer = [0; 1024];
         loop {
             if let Some((_, rest)) = self.seen.split_once(text) {
@@ -56,7 +68,9 @@ impl Terminal {
             // Fails with EIO when the last program has left the terminal.
             let count = self.controller.read(&mut buffer).unwrap_or(0);
             assert!(count > 0, "{text:?} did not come; on the screen: {:?}", self.seen);
-            self.seen.push_str(&String::from_utf8_lossy(&buffer[..count]));
+            let shown = String::from_utf8_lossy(&buffer[..count]);
+            self.seen.push_str(&shown);
+            self.screen.push_str(&shown);
         }
     }
 }

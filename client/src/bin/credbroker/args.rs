@@ -6,14 +6,23 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
-use credbroker_client::{Client, Error};
+use credbroker_client::{AdminClient, AdminPacketClient, Client, ClientBuilder, Error};
 use tokio::runtime;
 
+use crate::audit::Audit;
 use crate::completions::Completions;
+use crate::delete::Delete;
 use crate::exec::Exec;
+use crate::explain::Explain;
 use crate::failure::{Exit, Failure};
 use crate::handle::Handle;
 use crate::output::Output;
+use crate::put::Put;
+use crate::resume::Resume;
+use crate::sessions::Sessions;
+use crate::show::Show;
+use crate::suspend::Suspend;
+use crate::validate::Validate;
 
 const TOKEN_PREFIX: &[u8] = b"cbh_";
 
@@ -33,6 +42,10 @@ pub(crate) struct Global {
     /// /run/credbroker, else $XDG_RUNTIME_DIR/credbroker]
     #[arg(long, global = true, value_name = "DIR")]
     pub(crate) runtime_dir: Option<PathBuf>,
+    /// Directory of the operators' sockets [default: $CREDBROKER_ADMIN_DIR, else the other
+    /// directory with -admin behind its name]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub(crate) admin_dir: Option<PathBuf>,
     /// How to print results and errors
     #[arg(long, global = true, value_enum, default_value_t = Output::Text)]
     pub(crate) output: Output,
@@ -46,16 +59,48 @@ pub(crate) enum Command {
     Whoami,
     /// List the connections that you may use
     List,
+    /// Show the state of the broker (operators)
+    Status,
+    Show(Show),
+    Put(Put),
+    Delete(Delete),
+    Validate(Validate),
+    Suspend(Suspend),
+    Resume(Resume),
+    Sessions(Sessions),
+    Explain(Explain),
+    Audit(Audit),
+    /// Make the broker read its configuration again, whole or not at all (operators)
+    Reload,
     Completions(Completions),
 }
 
 impl Global {
-    pub(crate) async fn connect(&self) -> Result<Client, Error> {
+    fn builder(&self) -> ClientBuilder {
         let mut builder = Client::builder();
         if let Some(directory) = &self.runtime_dir {
             builder = builder.runtime_dir(directory);
         }
-        builder.connect().await
+        if let Some(directory) = &self.admin_dir {
+            builder = builder.admin_dir(directory);
+        }
+        builder
+    }
+
+    pub(crate) async fn connect(&self) -> Result<Client, Error> {
+        self.builder().connect().await
+    }
+
+    pub(crate) async fn connect_admin_packet(&self) -> Result<AdminPacketClient, Error> {
+        self.builder().connect_admin_packet().await
+    }
+
+    /// Connects as an operator and runs `work`.
+    pub(crate) fn with_admin<T, F>(&self, work: impl FnOnce(AdminClient) -> F) -> Result<T, Failure>
+    where
+        F: Future<Output = Result<T, Failure>>,
+    {
+        block_on(async { work(self.builder().connect_admin().await?).await })
     }
 
     /// Connects, runs `work`, and waits until whatever it dropped is revoked.

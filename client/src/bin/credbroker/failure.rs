@@ -3,9 +3,11 @@
 //! Invariant: a failure is one line on stderr that says what to do, or one JSON document.
 
 use std::io::{self, Write as _};
+use std::path::Path;
 use std::process::ExitCode;
 
-use credbroker_client::{Error, Reason};
+use credbroker_client::{Error, Reason, SecretError};
+use credbroker_proto::{ADMIN_PACKET_SOCKET, ADMIN_SOCKET};
 use serde::Serialize;
 
 use crate::output::Output;
@@ -100,6 +102,13 @@ impl Failure {
     }
 }
 
+impl From<SecretError> for Failure {
+    fn from(error: SecretError) -> Self {
+        let exit = if matches!(error, SecretError::Io(_)) { Exit::Io } else { Exit::Usage };
+        Self::new(exit, "SECRET", error.to_string())
+    }
+}
+
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         let (exit, reason, hint) = classify(&error);
@@ -120,16 +129,24 @@ fn classify(error: &Error) -> (Exit, &'static str, Option<&'static str>) {
             let (exit, hint) = classify_reason(*reason);
             (exit, reason.wire_name(), hint)
         }
-        Error::Connect { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => (
-            Exit::NoPermission,
-            "CONNECT",
-            Some("join the group that owns the socket, and log in anew"),
-        ),
-        Error::Connect { .. } => (
-            Exit::Unavailable,
-            "CONNECT",
-            Some("start credbrokerd, or say where it is with --runtime-dir"),
-        ),
+        Error::Connect { socket, source } => {
+            let denied = source.kind() == io::ErrorKind::PermissionDenied;
+            let (exit, hint) = match (denied, is_for_operators(socket)) {
+                (true, true) => {
+                    (Exit::NoPermission, "this is for operators: run it as root, or as the broker")
+                }
+                (true, false) => {
+                    (Exit::NoPermission, "join the group that owns the socket, and log in anew")
+                }
+                (false, true) => {
+                    (Exit::Unavailable, "start credbrokerd, or say where it is with --admin-dir")
+                }
+                (false, false) => {
+                    (Exit::Unavailable, "start credbrokerd, or say where it is with --runtime-dir")
+                }
+            };
+            (exit, "CONNECT", Some(hint))
+        }
         Error::ServerUntrusted { .. } => (Exit::NoPermission, "SERVER_UNTRUSTED", None),
         Error::Timeout { .. } => (Exit::Unavailable, "TIMEOUT", Some("try again")),
         Error::Disconnected => (Exit::Unavailable, "DISCONNECTED", Some("try again")),
@@ -145,6 +162,10 @@ fn classify(error: &Error) -> (Exit, &'static str, Option<&'static str>) {
         // The enum may grow without this program: then its own words must do.
         _ => (Exit::Software, "ERROR", None),
     }
+}
+
+fn is_for_operators(socket: &Path) -> bool {
+    socket.file_name().is_some_and(|name| name == ADMIN_SOCKET || name == ADMIN_PACKET_SOCKET)
 }
 
 fn classify_reason(reason: Reason) -> (Exit, Option<&'static str>) {
@@ -199,6 +220,20 @@ mod tests {
     #[test]
     fn a_socket_of_another_group_is_no_permission() {
         assert_eq!(connect(io::ErrorKind::PermissionDenied).exit, Exit::NoPermission);
+    }
+
+    #[test]
+    fn the_admin_sockets_have_hints_of_their_own() {
+        let connect = |kind: io::ErrorKind| {
+            let socket = "/run/credbroker-admin/admin.sock".into();
+            Failure::from(Error::Connect { socket, source: Arc::new(kind.into()) })
+        };
+        let denied = connect(io::ErrorKind::PermissionDenied);
+        assert_eq!(denied.exit, Exit::NoPermission);
+        assert!(denied.message.contains("for operators"), "{denied:?}");
+        let absent = connect(io::ErrorKind::NotFound);
+        assert_eq!(absent.exit, Exit::Unavailable);
+        assert!(absent.message.contains("--admin-dir"), "{absent:?}");
     }
 
     #[test]

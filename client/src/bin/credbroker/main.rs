@@ -1,25 +1,40 @@
-//! `credbroker`: the command line of users, and of programs that take a database login from
-//! their environment.
+//! `credbroker`: the command line of users, of operators, and of programs that take a database
+//! login from their environment.
 //!
-//! What it is not: privileged. It speaks to the broker's socket like any other client, and
-//! sees no credential.
+//! What it is not: privileged. It speaks to the broker's sockets like any other client, and
+//! sees no credential but one that an operator types into `put`.
 //!
 //! | module | what it has |
 //! | --- | --- |
 //! | `args` | the options that all commands share, and what a command line must not hold |
-//! | `exec`, `handle`, `whoami`, `list`, `completions` | one command each |
+//! | `exec`, `handle`, `whoami`, `list`, `completions` | one command each, for everybody |
+//! | `put`, `show`, `delete`, `validate` | one command each, for operators: a connection |
+//! | `status`, `sessions`, `suspend`, `resume`, `explain`, `audit`, `reload` | and the broker |
+//! | `prompt` | asks for a secret on the terminal, without echo |
 //! | `output` | tables for people, one JSON document for programs |
 //! | `failure` | every way to fail, with its exit code |
 //! | `sys` | the unsafe code |
 
 mod args;
+mod audit;
 mod completions;
+mod delete;
 mod exec;
+mod explain;
 mod failure;
 mod handle;
 mod list;
 mod output;
+mod prompt;
+mod put;
+mod reload;
+mod resume;
+mod sessions;
+mod show;
+mod status;
+mod suspend;
 mod sys;
+mod validate;
 mod whoami;
 
 use std::env;
@@ -45,6 +60,17 @@ fn main() -> ExitCode {
         Command::Handle(command) => handle::run(command, &cli.global),
         Command::Whoami => whoami::run(&cli.global),
         Command::List => list::run(&cli.global),
+        Command::Status => status::run(&cli.global),
+        Command::Show(command) => show::run(&command, &cli.global),
+        Command::Put(command) => put::run(&command, &cli.global),
+        Command::Delete(command) => delete::run(&command, &cli.global),
+        Command::Validate(command) => validate::run(&command, &cli.global),
+        Command::Suspend(command) => suspend::run(command, &cli.global),
+        Command::Resume(command) => resume::run(command, &cli.global),
+        Command::Sessions(command) => sessions::run(command, &cli.global),
+        Command::Explain(command) => explain::run(command, &cli.global),
+        Command::Audit(command) => audit::run(&command, &cli.global),
+        Command::Reload => reload::run(&cli.global),
         Command::Completions(command) => completions::run(&command),
     };
     outcome.unwrap_or_else(|failure| failure.report(output))

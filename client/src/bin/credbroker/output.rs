@@ -39,6 +39,22 @@ impl Output {
             .map_err(|error| Failure::output(&error))
     }
 
+    /// Prints one of many results, each on a line of its own and at once.
+    pub(crate) fn print_line(
+        self,
+        json: &str,
+        text: impl FnOnce() -> String,
+    ) -> Result<(), Failure> {
+        let line = match self {
+            Self::Text => plain(&text()),
+            Self::Json => plain(json),
+        };
+        let mut stdout = io::stdout().lock();
+        writeln!(stdout, "{line}")
+            .and_then(|()| stdout.flush())
+            .map_err(|error| Failure::output(&error))
+    }
+
     /// Tells people something that is no failure.
     pub(crate) fn warn(self, message: &str) {
         // When stderr is gone, there is nobody to warn.
@@ -159,6 +175,17 @@ pub(crate) fn from_now(at: SystemTime) -> String {
     }
 }
 
+/// How long ago a time was, to the second: `29m 58s`.
+pub(crate) fn age(at: SystemTime) -> String {
+    let past = SystemTime::now().duration_since(at).unwrap_or_default();
+    humantime::format_duration(Duration::from_secs(past.as_secs())).to_string()
+}
+
+/// `yes` or `no`.
+pub(crate) fn yes_or_no(value: bool) -> String {
+    if value { "yes" } else { "no" }.into()
+}
+
 /// Rows of cells, each column as wide as its widest cell.
 pub(crate) fn table<const N: usize>(header: [&str; N], rows: &[[String; N]]) -> String {
     let header = header.map(str::to_owned);
@@ -193,7 +220,8 @@ pub(crate) fn or_dash<T: ToString>(value: Option<T>) -> String {
     value.map(|value| value.to_string()).filter(|text| !text.is_empty()).unwrap_or("-".into())
 }
 
-fn plain(text: &str) -> String {
+/// `text` on one line, without what moves a cursor.
+pub(crate) fn plain(text: &str) -> String {
     text.replace(char::is_control, "?")
 }
 

@@ -14,8 +14,9 @@ use crate::output::{EndpointView, HandleView, Output, from_now, pairs, rfc3339};
 
 /// Issue a handle and print its token
 ///
-/// The handle outlives this command, until it expires or is revoked. With `--bind lifetime`
-/// it cannot: then this command stays, renews the handle, and revokes it when it is ended.
+/// The handle outlives this command, until it expires or is revoked. With `--bind lifetime` or
+/// `process` it cannot: then this command stays, renews the handle, and revokes it when it is
+/// ended.
 #[derive(Args, Debug)]
 pub(crate) struct Issue {
     /// Name of the connection
@@ -49,6 +50,8 @@ enum BindTo {
     None,
     /// The life of this command
     Lifetime,
+    /// The life of this command, and no other process can use it: to see what that does
+    Process,
 }
 
 #[derive(Serialize)]
@@ -64,7 +67,7 @@ pub(crate) fn run(command: Issue, global: &Global) -> Result<ExitCode, Failure> 
         // Before there is a handle, so that no signal can come between.
         let told_to_end = match command.bind {
             BindTo::None => None,
-            BindTo::Lifetime => Some(Endings::listen()?),
+            BindTo::Lifetime | BindTo::Process => Some(Endings::listen()?),
         };
         let handle = client.issue(command.into_request()).await?;
         // A handle whose token nobody got is revoked by its drop.
@@ -82,6 +85,7 @@ impl Issue {
         let mut request = IssueRequest::new(self.name).bind(match self.bind {
             BindTo::None => Bind::None,
             BindTo::Lifetime => Bind::Lifetime,
+            BindTo::Process => Bind::Process,
         });
         if let Some(ttl) = self.ttl {
             request = request.ttl(ttl);

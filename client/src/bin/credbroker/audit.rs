@@ -1,0 +1,28 @@
+//! `credbroker audit`: the audit log.
+
+mod tail;
+
+use std::process::ExitCode;
+
+use clap::{Args, Subcommand};
+
+use crate::args::Global;
+use crate::failure::Failure;
+
+/// Look at the audit log
+#[derive(Args, Debug)]
+pub(crate) struct Audit {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Tail(tail::Tail),
+}
+
+pub(crate) fn run(command: &Audit, global: &Global) -> Result<ExitCode, Failure> {
+    match &command.command {
+        Command::Tail(command) => tail::run(command, global),
+    }
+}
