@@ -86,7 +86,7 @@ struct App {
 struct Listeners {
     broker: Listener,
     packet: Listener,
-    admin_packet: Listener,
+    admin_packet: Option<Listener>,
     postgres: Listener,
 }
 
@@ -152,7 +152,7 @@ fn serve(app: App, runtime: &Runtime) -> std::io::Result<()> {
         let mut signals = Signals::install()?;
         let (reporter, health) = tonic_health::server::health_reporter();
         let (broker, postgres) = (listeners.broker.serve()?, listeners.postgres.serve()?);
-        let admin_packet = listeners.admin_packet.serve()?;
+        let admin_packet = listeners.admin_packet.map(Listener::serve).transpose()?;
         let (packet, edge) = (listeners.packet.serve()?, Edge::start(core.clone())?);
         let tasks = core.tasks().clone();
         tasks.spawn(core.clone().run_expiry(expiry));
@@ -160,7 +160,9 @@ fn serve(app: App, runtime: &Runtime) -> std::io::Result<()> {
         tasks.spawn(rpc::run_health(core.clone(), reporter));
         tasks.spawn(rpc::serve(broker, core.clone(), health));
         tasks.spawn(edge.clone().serve(packet, Audience::Workloads));
-        tasks.spawn(edge.serve(admin_packet, Audience::Operators));
+        if let Some(admin_packet) = admin_packet {
+            tasks.spawn(edge.serve(admin_packet, Audience::Operators));
+        }
         tasks.spawn(door::postgres::serve(postgres, core.clone()));
         info!(connections = config.connections.len(), runtime_dir = %config.runtime_dir.display(), "ready");
         notify::ready();
@@ -202,22 +204,26 @@ impl Listeners {
             Some(socket) => Listener::packet_from_service_manager(socket, PACKET),
             None => Listener::bind_packet(&config.packet_socket(), access),
         }?;
-        let admin_packet = {
-            let dir = config.admin_dir();
-            let private = std::fs::DirBuilder::new().mode(0o700).create(&dir);
-            let path = dir.join(credbroker_proto::ADMIN_PACKET_SOCKET);
-            match private {
-                Err(source) if source.kind() != std::io::ErrorKind::AlreadyExists => {
-                    Err(BindError::Bind { path, source })
-                }
-                Ok(()) | Err(_) => Listener::bind_packet(&path, SocketAccess::Owner),
-            }
-        }?;
+        let admin_packet = match &dir {
+            None => None,
+            Some(_) => Some(bind_admin(&config.admin_dir())?),
+        };
         match inherited.left().first() {
             // An unknown socket would be open to callers and served by nobody.
             Some(unknown) => Err(StartError::UnknownSocket((*unknown).to_owned())),
             None => Ok((Self { broker, packet, admin_packet, postgres }, dir)),
         }
+    }
+}
+
+/// The operators' socket, in a directory of its own.
+fn bind_admin(dir: &Path) -> Result<Listener, BindError> {
+    let path = dir.join(credbroker_proto::ADMIN_PACKET_SOCKET);
+    match std::fs::DirBuilder::new().mode(0o700).create(dir) {
+        Err(source) if source.kind() != std::io::ErrorKind::AlreadyExists => {
+            Err(BindError::Bind { path, source })
+        }
+        Ok(()) | Err(_) => Listener::bind_packet(&path, SocketAccess::Owner),
     }
 }
 
