@@ -11,6 +11,7 @@ use crate::audit::AuditLog;
 use crate::frontend::{Frontend, LoginError, Session};
 use crate::handles::Handles;
 use crate::identity::{Identity, several};
+use crate::packet::Packets;
 use crate::postgres::Database;
 use crate::process::Process;
 use crate::{binaries, wait};
@@ -86,6 +87,30 @@ impl Broker {
     #[must_use]
     pub fn socket(&self) -> PathBuf {
         self.runtime_dir().join(credbroker_proto::BROKER_SOCKET)
+    }
+
+    /// The packet socket.
+    #[must_use]
+    pub fn packet_socket(&self) -> PathBuf {
+        self.runtime_dir().join(credbroker_proto::PACKET_SOCKET)
+    }
+
+    /// The operators' packet socket.
+    #[must_use]
+    pub fn admin_packet_socket(&self) -> PathBuf {
+        let mut dir = self.runtime_dir().into_os_string();
+        dir.push(credbroker_proto::ADMIN_DIR_SUFFIX);
+        PathBuf::from(dir).join(credbroker_proto::ADMIN_PACKET_SOCKET)
+    }
+
+    /// A connection to the packet socket as `identity`.
+    ///
+    /// # Panics
+    /// When the socket does not take the connection.
+    #[must_use]
+    pub fn packets(&self, identity: &Identity) -> Packets {
+        Packets::connect(identity, &self.packet_socket())
+            .unwrap_or_else(|error| panic!("{} is closed: {error}\n{}", identity.uid(), self.log()))
     }
 
     /// The socket of the Postgres door.

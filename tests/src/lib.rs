@@ -13,6 +13,7 @@
 //! | [`identity`] | who acts: commands and sockets under another uid |
 //! | [`process`] | child processes that end with the test and whose output is kept |
 //! | [`handles`] | the gRPC service, as any uid |
+//! | [`packet`] | the packet sockets, as any uid, with any descriptors |
 //! | [`frontend`] | a PostgreSQL frontend that can also lie |
 //! | [`proxy`] | a hand on the wire between broker and PostgreSQL: hold a login at any step |
 //! | [`canary`], [`memory`] | secrets in every form they could hide in, and the search for them |
@@ -47,6 +48,7 @@ pub mod handles;
 pub mod holder;
 pub mod identity;
 pub mod memory;
+pub mod packet;
 pub mod postgres;
 pub mod process;
 pub mod proxy;

@@ -26,6 +26,8 @@ mod lifecycle;
 mod memory;
 #[path = "e2e/metrics.rs"]
 mod metrics;
+#[path = "e2e/packet.rs"]
+mod packet;
 #[path = "e2e/revocation.rs"]
 mod revocation;
 #[path = "e2e/rpc.rs"]

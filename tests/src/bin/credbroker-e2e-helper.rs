@@ -3,6 +3,7 @@
 
 use std::io::{self, Read as _};
 use std::os::fd::AsRawFd as _;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt as _;
@@ -13,6 +14,7 @@ use std::{fs, hint};
 use clap::Parser;
 use credbroker_e2e::postgres;
 use rustix::io::{FdFlags, fcntl_setfd};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
 
 /// The first descriptor that systemd passes on, see `sd_listen_fds(3)`.
 const LISTEN_FDS_START: i32 = 3;
@@ -92,9 +94,20 @@ fn activate(sockets: &[String], group: Option<u32>, command: &[String]) -> io::R
 }
 
 #[allow(clippy::disallowed_methods, reason = "this stands in for systemd, not for the broker")]
-fn listen(path: &Path, group: Option<u32>) -> io::Result<UnixListener> {
-    let listener = UnixListener::bind(path)?;
+fn listen(path: &Path, group: Option<u32>) -> io::Result<OwnedFd> {
+    let listener = match path.file_name() {
+        Some(name) if name == credbroker_proto::PACKET_SOCKET => listen_packet(path)?,
+        _ => UnixListener::bind(path)?.into(),
+    };
     fs::set_permissions(path, fs::Permissions::from_mode(0o660))?;
     std::os::unix::fs::chown(path, None, group)?;
+    Ok(listener)
+}
+
+fn listen_packet(path: &Path) -> io::Result<OwnedFd> {
+    let kind = SocketType::SEQPACKET;
+    let listener = socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None)?;
+    rustix::net::bind(&listener, &SocketAddrUnix::new(path)?)?;
+    rustix::net::listen(&listener, 128)?;
     Ok(listener)
 }

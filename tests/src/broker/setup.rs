@@ -160,6 +160,18 @@ impl Setup {
         }
     }
 
+    /// Adds a connection that has no credential of its own.
+    #[must_use]
+    pub fn bare_connection(self, name: &str, database: &Database) -> Self {
+        let key = |key: &str| format!("connections.{name}.{key}");
+        self.set(&key("type"), "postgresql")
+            .set(&key("database"), database.name())
+            .set(&key("host"), "localhost")
+            .set(&key("port"), i64::from(database.server().port))
+            .set(&key("tls.mode"), "verify-full")
+            .set(&key("tls.ca_file"), text(&database.server().ca_file))
+    }
+
     /// Adds a grant.
     ///
     /// # Panics

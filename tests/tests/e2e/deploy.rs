@@ -43,7 +43,13 @@ fn the_units_are_good() {
     assert!(analyze.exists(), "systemd-analyze is missing (Debian: apt-get install systemd)");
     // verify wants the program to exist, so the unit gets the path of the one just built.
     let units = tempfile::tempdir().expect("a directory");
-    for name in ["credbrokerd.service", "credbrokerd.socket", "credbrokerd-postgres.socket"] {
+    let names = [
+        "credbrokerd.service",
+        "credbrokerd.socket",
+        "credbrokerd-packet.socket",
+        "credbrokerd-postgres.socket",
+    ];
+    for name in names {
         let text = fs::read_to_string(deploy(name)).expect("a unit");
         let program = binaries::credbrokerd().display().to_string();
         let text = text.replace("/usr/bin/credbrokerd", &program);
@@ -51,11 +57,7 @@ fn the_units_are_good() {
     }
     let unit = |name: &str| units.path().join(name);
     let mut verify = Command::new(analyze);
-    verify
-        .args(["verify", "--man=no", "--recursive-errors=no"])
-        .arg(unit("credbrokerd.service"))
-        .arg(unit("credbrokerd.socket"))
-        .arg(unit("credbrokerd-postgres.socket"));
+    verify.args(["verify", "--man=no", "--recursive-errors=no"]).args(names.map(unit));
     let done = output(&mut verify, PATIENCE);
     let said = transcript(&done);
     assert!(done.status.success(), "{said}");
@@ -68,6 +70,9 @@ fn the_units_name_the_sockets_as_the_broker_expects() {
     let broker = text("credbrokerd.socket");
     assert!(broker.contains("FileDescriptorName=broker\n"));
     assert!(broker.contains("ListenStream=/run/credbroker/broker.sock\n"));
+    let packet = text("credbrokerd-packet.socket");
+    assert!(packet.contains("FileDescriptorName=packet\n"));
+    assert!(packet.contains("ListenSequentialPacket=/run/credbroker/packet.sock\n"));
     let door = text("credbrokerd-postgres.socket");
     assert!(door.contains("FileDescriptorName=postgres\n"));
     assert!(door.contains("ListenStream=/run/credbroker/postgres/.s.PGSQL.5432\n"));

@@ -107,6 +107,7 @@ fn sockets_have_the_modes_that_the_documentation_says() {
         }
     };
     check(broker.socket(), 0o660, 0o600);
+    check(broker.packet_socket(), 0o660, 0o600);
     check(broker.door(), 0o660, 0o600);
     check(broker.runtime_dir(), 0o2750, 0o700);
     check(broker.runtime_dir().join("postgres"), 0o2750, 0o700);
@@ -154,6 +155,7 @@ fn systemd_can_pass_the_sockets_on() {
     }
     launcher.args([
         format!("--socket=broker={}/broker.sock", run.display()),
+        format!("--socket=packet={}/packet.sock", run.display()),
         format!("--socket=postgres={}/postgres/.s.PGSQL.5432", run.display()),
     ]);
     launcher.arg("--").arg(daemon.get_program()).args(daemon.get_args());
@@ -166,6 +168,7 @@ fn systemd_can_pass_the_sockets_on() {
     let token = broker.handles(&client).issue("main_db").expect("a grant").token;
     let mut session = broker.session(&client, "main_db", &token);
     session.query("SELECT 1").expect("a query");
+    broker.packets(&client).describe(&token).expect("its own handle");
     // The sockets are systemd's: made by it, and left in place.
     assert_eq!(fs::metadata(broker.socket()).expect("a socket").uid(), Identity::own().uid());
 }
