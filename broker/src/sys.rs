@@ -374,6 +374,14 @@ fn wipe_vector_registers() {
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 fn wipe_vector_registers() {}
 
+/// Sends the calling thread SIGUSR1, so that the kernel lays its registers on its stack.
+#[cfg(test)]
+pub(crate) fn interrupt_this_thread() {
+    // SAFETY: raise(3) takes a number; the caller has a handler for it.
+    let sent = unsafe { libc::raise(libc::SIGUSR1) };
+    assert_eq!(sent, 0);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -405,5 +413,75 @@ mod tests {
     #[test]
     fn the_answer_comes_back_through_the_wipe() {
         assert_eq!(leaving_no_residue(|| 6 * 7), 42);
+    }
+
+    /// Lays a text into two vector registers, one of each half, without a copy in memory: it is
+    /// given with every bit turned round.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(never)]
+    fn load_registers(turned: &[u8; 16]) {
+        use std::arch::asm;
+        // SAFETY: SSE2 is always there, the 16 bytes are readable, the registers are declared.
+        unsafe {
+            asm!(
+                "pcmpeqd xmm6, xmm6", "movdqu xmm7, [{0}]", "pxor xmm7, xmm6",
+                in(reg) turned, out("xmm6") _, out("xmm7") _,
+                options(readonly, nostack, preserves_flags)
+            );
+        }
+        if std::arch::is_x86_feature_detected!("avx512f") {
+            // SAFETY: the processor has AVX-512; the rest as above.
+            unsafe {
+                asm!(
+                    "vbroadcasti32x4 zmm20, [{0}]", "vpternlogd zmm20, zmm20, zmm20, 0x55",
+                    in(reg) turned, out("xmm20") _,
+                    options(readonly, nostack, preserves_flags)
+                );
+            }
+        }
+    }
+
+    /// A signal makes the kernel lay all registers on the stack, where they can be searched for.
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn no_vector_register_keeps_what_was_computed_with() {
+        use std::hint::black_box;
+
+        use tokio::signal::unix::{SignalKind, signal};
+
+        use crate::isolated;
+
+        let name = "sys::tests::no_vector_register_keeps_what_was_computed_with";
+        let Some(role) = isolated::role() else {
+            let found = |role| {
+                let done = isolated::again(name, role);
+                assert!(done.success, "{}", done.said);
+                done.said.lines().filter(|line| *line == "found").count()
+            };
+            assert_eq!(found("wiped"), 0);
+            // The control, of each half where there are two.
+            let halves = if std::arch::is_x86_feature_detected!("avx512f") { 2 } else { 1 };
+            assert!(found("left") >= halves);
+            return;
+        };
+        // Of random bytes; the text itself must stand nowhere.
+        let turned = 0x7d1f_c23a_9e04_b586_41f7_0d9b_e25c_83a6_u128.to_be_bytes();
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let _entered = runtime.enter();
+        let _handled = signal(SignalKind::user_defined1()).unwrap();
+        let load_and_be_interrupted = || {
+            // Far down the stack, where nothing that is called afterwards gets to.
+            let space = black_box([0_u8; 64 * 1024]);
+            if role == "wiped" {
+                leaving_no_residue(|| load_registers(&turned));
+            } else {
+                load_registers(&turned);
+            }
+            interrupt_this_thread();
+            black_box(space);
+        };
+        black_box(load_and_be_interrupted)();
+        println!();
+        isolated::copies(&[turned.to_vec()]).iter().for_each(|_| println!("found"));
     }
 }

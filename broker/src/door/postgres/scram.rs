@@ -216,6 +216,7 @@ mod tests {
 
     use data_encoding::HEXLOWER;
     use sha2::block_api::compress256;
+    use tokio::signal::unix::{SignalKind, signal};
 
     use super::*;
     use crate::arena::{Arena, BackendChoice};
@@ -329,9 +330,19 @@ mod tests {
         bytes.iter().map(|byte| !byte).collect()
     }
 
-    /// Proofs on the main thread, on another, on a worker of tokio's and in its blocking pool,
-    /// and then a search of the process's own memory while all of these threads live. What to
-    /// search for is computed in another process, whose stack does not matter.
+    /// Runs `work` far down the stack, where nothing that is called afterwards gets to.
+    #[inline(never)]
+    fn deep_down(work: impl FnOnce()) {
+        let space = std::hint::black_box([0_u8; 64 * 1024]);
+        work();
+        std::hint::black_box(space);
+    }
+
+    /// Proofs on a worker of tokio's, in its blocking pool, on another thread and on the main
+    /// one, and then a search of the process's own memory while all of these threads live. What
+    /// to search for is computed in another process, whose stack does not matter. After the last
+    /// proof comes a signal, for which the kernel lays all registers on the stack, so that they
+    /// are searched too.
     #[test]
     fn a_proof_leaves_nothing_that_is_equal_to_the_password() {
         let name =
@@ -385,7 +396,6 @@ mod tests {
                 done.send(()).unwrap();
                 let _ = is_kept.recv();
             });
-            prove();
             runtime.block_on(async {
                 #[expect(clippy::disallowed_methods, reason = "a worker of the test's own")]
                 tokio::spawn({
@@ -397,6 +407,12 @@ mod tests {
                 tokio::task::spawn_blocking(prove.clone()).await.unwrap();
             });
             is_done.recv().unwrap();
+            let _entered = runtime.enter();
+            let _handled = signal(SignalKind::user_defined1()).unwrap();
+            deep_down(|| {
+                prove();
+                sys::interrupt_this_thread();
+            });
             // The test runner's own line is still open.
             println!();
             for (index, mapping) in isolated::copies(&patterns) {
