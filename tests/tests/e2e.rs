@@ -22,6 +22,8 @@ mod harness;
 mod hostile;
 #[path = "e2e/lifecycle.rs"]
 mod lifecycle;
+#[path = "e2e/peers.rs"]
+mod peers;
 #[path = "e2e/revocation.rs"]
 mod revocation;
 #[path = "e2e/rpc.rs"]
