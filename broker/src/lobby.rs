@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use rustix::process::{Resource, getrlimit};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::peer::Uid;
@@ -27,8 +28,13 @@ pub(crate) struct Place {
 }
 
 impl Lobby {
-    /// `places` in all, a quarter of them at most for one uid.
+    /// `places` in all, or as many as there are descriptors for; a quarter of them at most for one
+    /// uid.
     pub(crate) fn new(places: usize) -> Self {
+        Self::of(places.min(affordable()))
+    }
+
+    fn of(places: usize) -> Self {
         Self {
             all: Arc::new(Semaphore::new(places)),
             most_for_one: places / 4,
@@ -61,13 +67,20 @@ impl Drop for Place {
     }
 }
 
+/// A place takes two descriptors at least, and there are several lobbies beside the sessions: an
+/// eighth of the table for each, so that those who wait cannot shut out those who are in.
+fn affordable() -> usize {
+    let limit = getrlimit(Resource::Nofile).current.and_then(|limit| usize::try_from(limit).ok());
+    limit.map_or(usize::MAX, |limit| limit / 8).max(4)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn one_uid_cannot_fill_the_lobby() {
-        let lobby = Lobby::new(64);
+        let lobby = Lobby::of(64);
         let (greedy, other) = (Uid::from_raw(1), Uid::from_raw(2));
         let mut places: Vec<_> = std::iter::from_fn(|| lobby.enter(greedy)).collect();
         assert_eq!(places.len(), 16);

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
@@ -40,12 +41,16 @@ impl Handles {
     /// Connects to the socket at `path` as `identity`.
     ///
     /// # Errors
-    /// When the socket does not take the connection.
-    ///
-    /// # Panics
-    /// When no runtime can be built.
+    /// When the socket does not take the connection, or no runtime can be built.
     pub fn connect(identity: &Identity, path: &Path) -> io::Result<Self> {
-        let stream = identity.connect(path)?;
+        Self::over(identity.connect(path)?)
+    }
+
+    /// Speaks over a connection that somebody has made.
+    ///
+    /// # Errors
+    /// When there is no runtime to be had.
+    pub fn over(stream: UnixStream) -> io::Result<Self> {
         stream.set_nonblocking(true)?;
         let runtime =
             runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;

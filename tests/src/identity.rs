@@ -5,12 +5,18 @@
 //! connects, and ends.
 
 use std::ffi::OsStr;
-use std::io::{self, Write as _};
+use std::io::{self, IoSlice, IoSliceMut, Write as _};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command;
 use std::thread;
 
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+};
 use rustix::process::{geteuid, getgid};
 use rustix::thread::{Gid, Uid, set_thread_groups, set_thread_res_gid, set_thread_res_uid};
 
@@ -68,6 +74,13 @@ impl Identity {
         Self { uid, gid, groups: Vec::new() }
     }
 
+    /// The same, and in one more group.
+    #[must_use]
+    pub fn in_group(mut self, gid: u32) -> Self {
+        self.groups.push(gid);
+        self
+    }
+
     /// The same uid and gid without the socket group.
     #[must_use]
     pub fn without_groups(mut self) -> Self {
@@ -101,6 +114,16 @@ impl Identity {
             std::env::var_os("PATH").unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into()),
         );
         command.args(["--pdeathsig", signal]);
+        self.add_to(&mut command);
+        command.arg("--").arg(program);
+        command
+    }
+
+    /// As [`Identity::command`], below `unshare` with these options: in namespaces of its own. The
+    /// process that is started is unshare's, which ends the program when it is killed.
+    pub fn command_apart(&self, options: &[&str], program: impl AsRef<OsStr>) -> Command {
+        let mut command = Self::own().command("unshare");
+        command.args(options).args(["--kill-child", "--", "setpriv"]);
         self.add_to(&mut command);
         command.arg("--").arg(program);
         command
@@ -148,6 +171,30 @@ impl Identity {
         set_thread_res_uid(uid, uid, uid)?;
         Ok(())
     }
+}
+
+/// Sends a byte, and a descriptor with it.
+pub fn pass_descriptor(over: impl AsFd, passed: impl AsFd) -> io::Result<()> {
+    let passed = [passed.as_fd()];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    assert!(control.push(SendAncillaryMessage::ScmRights(&passed)), "there is room for one");
+    sendmsg(over, &[IoSlice::new(b"!")], &mut control, SendFlags::NOSIGNAL)?;
+    Ok(())
+}
+
+/// Receives what [`pass_descriptor`] sent.
+pub fn take_descriptor(from: impl AsFd) -> io::Result<OwnedFd> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    recvmsg(from, &mut [IoSliceMut::new(&mut [0])], &mut control, RecvFlags::CMSG_CLOEXEC)?;
+    let mut passed = None;
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(mut descriptors) = message {
+            passed = descriptors.next();
+        }
+    }
+    passed.ok_or_else(|| io::ErrorKind::NotFound.into())
 }
 
 /// Whether this process may act as several uids, that is: whether it is root.

@@ -28,6 +28,8 @@ mod memory;
 mod metrics;
 #[path = "e2e/packet.rs"]
 mod packet;
+#[path = "e2e/peers.rs"]
+mod peers;
 #[path = "e2e/revocation.rs"]
 mod revocation;
 #[path = "e2e/rpc.rs"]

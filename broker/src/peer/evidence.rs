@@ -145,11 +145,9 @@ fn unit_at(path: &Path) -> Result<Option<Unit>, Unknown> {
 }
 
 fn why(error: &io::Error) -> Unknown {
-    match error.kind() {
-        // hidepid= of proc(5) says "not found" for what may not be seen.
-        io::ErrorKind::PermissionDenied | io::ErrorKind::NotFound => Unknown::NotPermitted,
-        _ => Unknown::Unreadable,
-    }
+    // hidepid= of proc(5) says "not found" for what may not be seen.
+    let hidden = [io::ErrorKind::PermissionDenied, io::ErrorKind::NotFound];
+    if hidden.contains(&error.kind()) { Unknown::NotPermitted } else { Unknown::Unreadable }
 }
 
 /// Whether a path below `/system.slice/` can only have been given by the machine's systemd:

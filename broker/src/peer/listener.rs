@@ -264,29 +264,32 @@ impl Accepting {
     async fn next(&self, mut discard: impl FnMut(OwnedFd)) -> (OwnedFd, Peer) {
         let mut exhausted = false;
         loop {
-            match self.listener.accept().await {
-                Ok((stream, _)) => {
-                    exhausted = false;
-                    // Whatever its type: out of the runtime's register it is just a socket.
-                    let Ok(socket) = stream.into_std().map(OwnedFd::from) else { continue };
-                    match identify(socket.as_fd()) {
-                        Ok(peer) => return (socket, peer),
-                        Err(Unidentified(why)) => {
-                            debug!(why, "dropped a connection without an identity");
-                            discard(socket);
-                        }
+            // Whatever its type: out of the runtime's register it is just a socket.
+            let accepted = match self.listener.accept().await {
+                Ok((stream, _)) => stream.into_std().map(OwnedFd::from),
+                Err(error) => Err(error),
+            };
+            let Unidentified { why, error } = match accepted {
+                Ok(socket) => match identify(socket.as_fd()) {
+                    Ok(peer) => return (socket, peer),
+                    Err(why) => {
+                        discard(socket);
+                        why
                     }
-                }
-                Err(error) if is_exhausted(&error) => {
-                    // Most shortages are over in a moment; who waits through one that is not
-                    // would wait for nothing.
-                    let shed = if exhausted { self.turn_away(&mut discard) } else { 0 };
-                    warn!(%error, turned_away = shed, "cannot accept: out of descriptors or memory");
-                    exhausted = true;
-                    tokio::time::sleep(EXHAUSTED_PAUSE).await;
-                }
-                Err(error) => debug!(%error, "a connection ended before it was accepted"),
+                },
+                Err(error) => Unidentified { why: "it ended before it was accepted", error },
+            };
+            if !is_exhausted(&error) {
+                exhausted = false;
+                debug!(why, %error, "dropped a connection without an identity");
+                continue;
             }
+            // Most shortages are over in a moment; who waits through one that is not would wait
+            // for nothing.
+            let shed = if exhausted { self.turn_away(&mut discard) } else { 0 };
+            warn!(%error, turned_away = shed, "cannot accept: out of descriptors or memory");
+            exhausted = true;
+            tokio::time::sleep(EXHAUSTED_PAUSE).await;
         }
     }
 
@@ -312,17 +315,20 @@ impl Drop for Accepting {
 
 /// Why a connection has no identity.
 #[derive(Debug)]
-struct Unidentified(&'static str);
+struct Unidentified {
+    why: &'static str,
+    error: io::Error,
+}
 
 /// Asks the kernel who connected. A peer that is dead already is nobody.
 fn identify(socket: BorrowedFd<'_>) -> Result<Peer, Unidentified> {
-    let PeerCred { uid, gid, pid } =
-        peer_cred(socket).map_err(|_error| Unidentified("no SO_PEERCRED"))?;
-    let groups = peer_groups(socket).map_err(|_error| Unidentified("no SO_PEERGROUPS"))?;
-    let pidfd = match peer_process(socket).map_err(|_error| Unidentified("no SO_PEERPIDFD"))? {
+    let no = |why| move |error| Unidentified { why, error };
+    let PeerCred { uid, gid, pid } = peer_cred(socket).map_err(no("no SO_PEERCRED"))?;
+    let groups = peer_groups(socket).map_err(no("no SO_PEERGROUPS"))?;
+    let pidfd = match peer_process(socket).map_err(no("no SO_PEERPIDFD"))? {
         PeerProcess::Known(pidfd) if pidfd.is_alive() => Some(pidfd),
         PeerProcess::Known(_) | PeerProcess::Dead => {
-            return Err(Unidentified("the process has exited"));
+            return Err(no("the process has exited")(io::ErrorKind::NotConnected.into()));
         }
         PeerProcess::Unsupported => None,
     };
@@ -347,7 +353,7 @@ mod tests {
     use rustix::net::{AddressFamily, connect, socket_with};
 
     use super::*;
-    use crate::peer::Uid;
+    use crate::peer::{Uid, Unknown};
 
     fn listener(kind: Kind) -> (tempfile::TempDir, PathBuf, Listener) {
         let dir = tempfile::tempdir().unwrap();
@@ -371,6 +377,27 @@ mod tests {
         let flags = rustix::io::fcntl_getfd(&socket).unwrap();
         assert!(flags.contains(rustix::io::FdFlags::CLOEXEC));
         assert!(!socket_passcred(&socket).unwrap());
+    }
+
+    #[tokio::test]
+    async fn the_program_and_the_unit_of_a_peer_are_read_when_asked_for() {
+        let (_dir, path, listener) = listener(Kind::Stream);
+        let accepting = listener.serve().unwrap();
+        let (_one, _two) = (StdStream::connect(&path).unwrap(), StdStream::connect(&path).unwrap());
+        let (peer, again) = (accepting.accept().await.peer, accepting.accept().await.peer);
+        if !crate::peer::pidfd_is_available() {
+            assert_eq!(peer.exe(), Err(Unknown::NoPidfd));
+            assert!(!peer.same_process(&again));
+            return;
+        }
+        assert_eq!(peer.without_process().exe(), Err(Unknown::NoPidfd), "not asked for yet");
+        let own = peer.exe().unwrap();
+        assert_eq!(Ok(own), again.exe());
+        assert_eq!(Ok(own), peer.without_process().exe(), "what was read stays");
+        // This test is in no system service, or there is none to be told from.
+        assert!(matches!(peer.unit(), Ok(None) | Err(Unknown::NoSystemSlice)));
+        assert!(peer.same_process(&again) && peer.same_process(&peer));
+        assert!(!peer.same_process(&again.without_process()));
     }
 
     #[test]

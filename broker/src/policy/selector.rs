@@ -22,6 +22,9 @@ pub struct Selector {
     pub unit: Option<Unit>,
 }
 
+/// One thing that a peer may lack.
+type Step = fn(&Selector, &dyn Evidence) -> Option<Missing>;
+
 impl Selector {
     /// Whether the peer is one of them.
     #[must_use]
@@ -41,7 +44,7 @@ impl Selector {
     /// What the peer lacks, one after the other: what must be read of a process first is asked
     /// for last, and by [`Selector::matches`] only of those who lack nothing else.
     fn missing<'a>(&'a self, seen: &'a dyn Evidence) -> impl Iterator<Item = Missing> + 'a {
-        const STEPS: [fn(&Selector, &dyn Evidence) -> Option<Missing>; 7] = [
+        const STEPS: [Step; 7] = [
             Selector::lacks_anybody,
             Selector::lacks_mapping,
             Selector::lacks_uid,

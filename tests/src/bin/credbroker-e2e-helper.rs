@@ -1,20 +1,22 @@
 //! Small programs that the tests need as processes of their own.
 #![allow(clippy::print_stdout, reason = "the tests wait for what these programs print")]
 
-use std::io::{self, Read as _};
-use std::os::fd::AsRawFd as _;
-use std::os::fd::OwnedFd;
+use std::io::{self, Read as _, Write as _};
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::os::unix::fs::PermissionsExt as _;
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::{fs, hint};
 
 use clap::Parser;
+use credbroker_e2e::handles::{Handles, Refusal};
+use credbroker_e2e::identity::{Identity, pass_descriptor};
 use credbroker_e2e::postgres;
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
+use rustix::process::{Signal, getpid, kill_process};
 
 /// The first descriptor that systemd passes on, see `sd_listen_fds(3)`.
 const LISTEN_FDS_START: i32 = 3;
@@ -26,6 +28,28 @@ enum Role {
     /// Keeps what comes from standard input in its heap until the input ends: the positive
     /// control of the memory scan.
     Hold,
+    /// Asks a broker who one is and for a handle, over a connection to `broker.sock`, and prints
+    /// the answers in one line.
+    Ask {
+        /// For a handle of which connection.
+        connection: String,
+        /// The socket to connect to. Without it, standard input is the connection.
+        #[arg(long)]
+        socket: Option<PathBuf>,
+    },
+    /// Connects, passes the connection over standard input, and ends when that ends.
+    Lend {
+        /// What to connect to.
+        socket: PathBuf,
+    },
+    /// Connects again and again, sends what is no beginning of anything, and is killed with all
+    /// of it open.
+    Flood {
+        /// How often to each socket.
+        count: usize,
+        /// What to connect to.
+        sockets: Vec<PathBuf>,
+    },
     /// Passes listening sockets on as systemd does, and becomes COMMAND.
     Activate {
         /// `NAME=PATH` of a socket to listen on.
@@ -44,6 +68,9 @@ fn main() -> ExitCode {
     let done = match Role::parse() {
         Role::GuardPostgres => postgres::guard(),
         Role::Hold => hold(),
+        Role::Ask { connection, socket } => ask(&connection, socket.as_deref()),
+        Role::Lend { socket } => lend(&socket),
+        Role::Flood { count, sockets } => flood(count, &sockets),
         Role::Activate { sockets, group, command } => activate(&sockets, group, &command),
     };
     match done {
@@ -63,6 +90,45 @@ fn hold() -> io::Result<()> {
     let mut rest = Vec::new();
     io::stdin().read_to_end(&mut rest)?;
     hint::black_box(&secret);
+    Ok(())
+}
+
+fn ask(connection: &str, socket: Option<&Path>) -> io::Result<()> {
+    let broker = match socket {
+        Some(socket) => Handles::connect(&Identity::own(), socket)?,
+        None => Handles::over(UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?))?,
+    };
+    let refused = |refusal: Refusal| refusal.reason;
+    let who = broker.whoami().map_err(|refusal| io::Error::other(refusal.message))?;
+    let issued = broker.issue(connection).map_or_else(refused, |_issued| "issued".to_owned());
+    println!("uid={} pid={} issue={issued}", who.uid, who.pid.unwrap_or_default());
+    Ok(())
+}
+
+fn lend(socket: &Path) -> io::Result<()> {
+    let connection = UnixStream::connect(socket)?;
+    pass_descriptor(io::stdin(), connection)?;
+    io::stdin().read_to_end(&mut Vec::new()).map(drop)
+}
+
+fn flood(count: usize, sockets: &[PathBuf]) -> io::Result<()> {
+    let mut open = Vec::new();
+    for number in 0..count {
+        for socket in sockets {
+            let mut stream = UnixStream::connect(socket)?;
+            let garbage: &[&[u8]] = &[
+                b"",
+                b"\0",
+                b"PRI * HTTP/2.0\r\n",
+                b"GET / HTTP/1.1\r\n\r\n",
+                b"\xff\xff\xff\xff",
+            ];
+            // A broker that has hung up already does not read it.
+            let _hung_up = garbage.get(number % 5).map(|bytes| stream.write_all(bytes));
+            open.push(stream);
+        }
+    }
+    kill_process(getpid(), Signal::KILL)?;
     Ok(())
 }
 
