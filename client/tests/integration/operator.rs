@@ -1,5 +1,7 @@
 //! The library and the command line of operators, `put` aside.
 
+use std::process::Command;
+
 use credbroker_client::{AdminClient, Client, Error, HandleFilter, PeerDescription, Reason, Scope};
 use serde_json::json;
 
@@ -226,14 +228,12 @@ fn the_admin_dir_is_found_or_told() {
     let broker = Broker::start();
     let elsewhere = tempfile::tempdir().unwrap();
     let admin_dir = broker.admin_dir();
-    let mut told = credbroker(&broker);
-    told.args(["--runtime-dir", "/nonexistent", "status"]);
-    // The last --runtime-dir would be a usage error if given twice.
-    let mut told = std::process::Command::new(told.get_program());
+    let program = env!("CARGO_BIN_EXE_credbroker");
+    let mut told = Command::new(program);
     told.args(["--runtime-dir", "/nonexistent", "status", "--admin-dir"]).arg(&admin_dir);
     assert!(told.output().unwrap().status.success());
 
-    let mut environment = std::process::Command::new(told.get_program());
+    let mut environment = Command::new(program);
     environment.env("CREDBROKER_ADMIN_DIR", &admin_dir);
     environment.env("CREDBROKER_RUNTIME_DIR", elsewhere.path()).arg("status");
     assert!(environment.output().unwrap().status.success());
