@@ -116,13 +116,14 @@ fn run(places: &Places) -> Result<(), StartError> {
     serve(app, &runtime).map_err(StartError::Runtime)
 }
 
-/// From nothing to a broker that could serve. No thread is started in here.
+/// From nothing to a broker that could serve. No thread is started in here but the one that
+/// writes the audit log, when the sandbox stands.
 fn start(places: &Places) -> Result<App, StartError> {
     let inherited = harden::early()?;
     let mut config = Config::load(places)?;
     let arena = Arena::map(config.arena.backend, config.arena.capacity)?;
     let mut posture = Posture::find(&config, &arena);
-    let audit = Audit::open(&config.audit)?;
+    let audit = Audit::open(&config.audit, &arena)?;
     let (listeners, runtime_dir) = Listeners::open(&config, inherited)?;
     let credentials = Credentials::load(&config, &arena)?;
     posture.sandbox = Some(harden::late(&sandbox_paths(&config))?);
@@ -133,7 +134,8 @@ fn start(places: &Places) -> Result<App, StartError> {
     for (fact, found) in posture.facts() {
         started = started.detail(fact, found);
     }
-    audit.before_serving(&started).map_err(|_unavailable| StartError::NoAudit)?;
+    audit.start().map_err(StartError::Runtime)?;
+    audit.before_serving(started).map_err(|_unavailable| StartError::NoAudit)?;
     for line in posture.to_string().lines() {
         info!("{line}");
     }
@@ -149,7 +151,6 @@ fn serve(app: App, runtime: &Runtime) -> std::io::Result<()> {
         let (broker, postgres) = (listeners.broker.serve()?, listeners.postgres.serve()?);
         let tasks = core.tasks().clone();
         tasks.spawn(core.clone().run_expiry(expiry));
-        tasks.spawn(core.clone().run_audit_sync());
         tasks.spawn(rpc::run_health(core.clone(), reporter));
         tasks.spawn(rpc::serve(broker, core.clone(), health));
         tasks.spawn(door::postgres::serve(postgres, core.clone()));
@@ -162,11 +163,12 @@ fn serve(app: App, runtime: &Runtime) -> std::io::Result<()> {
             () = core.drain(config.drain) => {}
             () = signals.end() => core.cut_all().await,
         }
-        core.stopped();
+        core.stop();
         tasks.close();
         if tokio::time::timeout(SETTLE_WITHIN, tasks.wait()).await.is_err() {
             error!("some tasks did not end in time");
         }
+        core.stopped(SETTLE_WITHIN);
         Ok(())
     })
     // Here the last clone of the core goes, and with it every secret: slots wipe themselves,

@@ -56,6 +56,30 @@ pub(crate) struct AuditConfig {
     pub(crate) file: Option<PathBuf>,
     pub(crate) stdout: bool,
     pub(crate) durability: Durability,
+    /// Bytes of a file after which a new one is begun.
+    pub(crate) max_size: u64,
+    /// How many full files are kept beside the one that is written.
+    pub(crate) keep: u32,
+    pub(crate) signing_key: Option<SigningKey>,
+}
+
+/// The key `audit.signing_key`.
+#[derive(Debug)]
+pub(crate) enum SigningKey {
+    File(PathBuf),
+    /// A credential of the service manager (systemd.exec(5), LoadCredential=).
+    Systemd {
+        name: String,
+        path: PathBuf,
+    },
+}
+
+impl SigningKey {
+    pub(crate) fn path(&self) -> &Path {
+        match self {
+            Self::File(path) | Self::Systemd { path, .. } => path,
+        }
+    }
 }
 
 /// `[handles]`.

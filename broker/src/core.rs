@@ -159,9 +159,8 @@ impl Core {
             .redeemer(handle.redeemer)
             .detail("ttl_seconds", handle.ttl.as_secs());
         let audited = self.shared.audit.before(&record, handle).await;
-        let handle = audited.map_err(|_unavailable| {
-            self.refuse(peer, Some(&connection.name), Why::AuditUnavailable)
-        })?;
+        let handle =
+            audited.map_err(|unavailable| self.unaudited(peer, &connection.name, &unavailable))?;
 
         let Handle { id, bind, expires, .. } = *handle.get();
         let inserted = {

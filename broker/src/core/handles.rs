@@ -52,9 +52,8 @@ impl Core {
             .handle(id)
             .detail("ttl_seconds", ttl.as_secs());
         let audited = self.shared.audit.before(&record, ttl).await;
-        let ttl = audited.map_err(|_unavailable| {
-            self.refuse(peer, Some(&connection.name), Why::AuditUnavailable)
-        })?;
+        let ttl =
+            audited.map_err(|unavailable| self.unaudited(peer, &connection.name, &unavailable))?;
 
         let renewed = {
             let mut state = self.state();

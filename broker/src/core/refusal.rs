@@ -9,7 +9,7 @@ use std::time::Duration;
 use tracing::info;
 
 use super::Core;
-use crate::audit::{Event, Outcome, Record, Seq};
+use crate::audit::{AuditUnavailable, Event, Outcome, Record, Seq};
 use crate::connection::ConnectionName;
 use crate::peer::Peer;
 use crate::policy::Denial;
@@ -159,7 +159,7 @@ impl Core {
         if let Some(connection) = connection {
             record = record.connection(connection);
         }
-        let reference = self.shared.audit.always(&record);
+        let reference = self.shared.audit.denied(peer.uid(), &record);
         let connection = connection.map_or("-", ConnectionName::as_str);
         let nearest = denial.nearest.as_deref().unwrap_or("-");
         info!(
@@ -183,7 +183,31 @@ impl Core {
         if let Some(connection) = connection {
             record = record.connection(connection);
         }
-        let reference = self.shared.audit.always(&record);
+        let reference = self.shared.audit.denied(peer.uid(), &record);
+        Self::refused(peer, connection, why, reference)
+    }
+
+    /// The refusal of what could not be audited. The record that stands in the place of the
+    /// grant's is its reference.
+    pub(super) fn unaudited(
+        &self,
+        peer: &Peer,
+        connection: &ConnectionName,
+        unavailable: &AuditUnavailable,
+    ) -> Refusal {
+        let (connection, why) = (Some(connection), Why::AuditUnavailable);
+        match unavailable.reference {
+            Some(reference) => Self::refused(peer, connection, why, reference),
+            None => self.refuse(peer, connection, why),
+        }
+    }
+
+    fn refused(
+        peer: &Peer,
+        connection: Option<&ConnectionName>,
+        why: Why,
+        reference: Seq,
+    ) -> Refusal {
         let connection = connection.map_or("-", ConnectionName::as_str);
         let detail = match &why {
             Why::InvalidRequest { field, .. } => field,

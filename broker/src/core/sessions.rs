@@ -152,8 +152,7 @@ impl Core {
         }
         let opening = Opening::new(entered, credential, database);
         let audited = self.shared.audit.before(&record, opening).await;
-        audited
-            .map_err(|_unavailable| refused(self.refuse(peer, Some(name), Why::AuditUnavailable)))
+        audited.map_err(|unavailable| refused(self.unaudited(peer, name, &unavailable)))
     }
 
     /// Everything that must be one step, in one lock: the handle's state, its holder's grant,
