@@ -16,6 +16,7 @@
 //! | `request`, `info` | what is asked, what is answered |
 //! | `handle`, `keep_alive` | the owned handle: renewal, revocation at the end |
 //! | `token` | the bearer form, kept out of every text |
+//! | [`audit`] | verifying an audit log offline (feature `audit`) |
 //! | `error` | one enum; what the broker refused and why |
 //!
 //! ```no_run
@@ -43,6 +44,8 @@
 
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "audit")]
+pub mod audit;
 mod builder;
 mod client;
 mod connector;

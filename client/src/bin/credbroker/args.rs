@@ -9,6 +9,7 @@ use clap::{Args, Parser, Subcommand};
 use credbroker_client::{Client, Error};
 use tokio::runtime;
 
+use crate::audit::Audit;
 use crate::completions::Completions;
 use crate::exec::Exec;
 use crate::failure::{Exit, Failure};
@@ -46,6 +47,7 @@ pub(crate) enum Command {
     Whoami,
     /// List the connections that you may use
     List,
+    Audit(Audit),
     Completions(Completions),
 }
 

@@ -7,12 +7,13 @@
 //! | module | what it has |
 //! | --- | --- |
 //! | `args` | the options that all commands share, and what a command line must not hold |
-//! | `exec`, `handle`, `whoami`, `list`, `completions` | one command each |
+//! | `exec`, `handle`, `whoami`, `list`, `audit`, `completions` | one command each |
 //! | `output` | tables for people, one JSON document for programs |
 //! | `failure` | every way to fail, with its exit code |
 //! | `sys` | the unsafe code |
 
 mod args;
+mod audit;
 mod completions;
 mod exec;
 mod failure;
@@ -44,6 +45,7 @@ fn main() -> ExitCode {
         Command::Exec(command) => exec::run(&command, &cli.global),
         Command::Handle(command) => handle::run(command, &cli.global),
         Command::Whoami => whoami::run(&cli.global),
+        Command::Audit(command) => audit::run(&command, &cli.global),
         Command::List => list::run(&cli.global),
         Command::Completions(command) => completions::run(&command),
     };
