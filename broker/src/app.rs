@@ -144,7 +144,8 @@ fn run(places: &Places) -> Result<(), StartError> {
     served
 }
 
-/// From nothing to a broker that could serve. No thread is started in here.
+/// From nothing to a broker that could serve. No thread is started in here but the one that
+/// writes the audit log, when the sandbox stands.
 fn start(places: &Places) -> Result<App, StartError> {
     let inherited = harden::early()?;
     let mut config = Config::load(places)?;
@@ -152,7 +153,7 @@ fn start(places: &Places) -> Result<App, StartError> {
     let arena = Arena::map(config.arena.backend, config.arena.capacity)?;
     let mut posture = Posture::find(&config, &arena);
     posture.keeper = Some(keeper.sandbox());
-    let audit = Audit::open(&config.audit)?;
+    let audit = Audit::open(&config.audit, &arena)?;
     let suspensions = SuspensionFile::open(&config.state_dir)?;
     let (listeners, directories) = Listeners::open(&config, inherited)?;
     let metrics = config.metrics.as_ref().map(metrics::Server::bind).transpose()?;
@@ -166,7 +167,8 @@ fn start(places: &Places) -> Result<App, StartError> {
     for (fact, found) in posture.facts() {
         started = started.detail(fact, found);
     }
-    audit.before_serving(&started).map_err(|_unavailable| StartError::NoAudit)?;
+    audit.start().map_err(StartError::Runtime)?;
+    audit.before_serving(started).map_err(|_unavailable| StartError::NoAudit)?;
     for line in posture.to_string().lines() {
         info!("{line}");
     }
@@ -193,7 +195,6 @@ fn serve(app: App, runtime: &Runtime) -> std::io::Result<()> {
         let (packet, edge) = (listeners.packet.serve()?, Edge::start(core.clone())?);
         let tasks = core.tasks().clone();
         tasks.spawn(core.clone().run_expiry(expiry));
-        tasks.spawn(core.clone().run_audit_sync());
         tasks.spawn(core.clone().run_refresh());
         tasks.spawn(rpc::run_health(core.clone(), reporter));
         tasks.spawn(rpc::serve(broker, Audience::Workloads, core.clone(), health.clone()));
@@ -218,11 +219,12 @@ fn serve(app: App, runtime: &Runtime) -> std::io::Result<()> {
             () = core.drain(config.drain) => {}
             () = signals.end() => core.cut_all().await,
         }
-        core.stopped();
+        core.stop();
         tasks.close();
         if tokio::time::timeout(SETTLE_WITHIN, tasks.wait()).await.is_err() {
             error!("some tasks did not end in time");
         }
+        core.stopped(SETTLE_WITHIN);
         Ok(())
     })
     // Here the last clone of the core goes, and with it every secret: slots wipe themselves,

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -63,6 +63,30 @@ pub(crate) struct AuditConfig {
     pub(crate) file: Option<PathBuf>,
     pub(crate) stdout: bool,
     pub(crate) durability: Durability,
+    /// Bytes of a file after which a new one is begun.
+    pub(crate) max_size: u64,
+    /// How many full files are kept beside the one that is written.
+    pub(crate) keep: u32,
+    pub(crate) signing_key: Option<SigningKey>,
+}
+
+/// The key `audit.signing_key`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum SigningKey {
+    File(PathBuf),
+    /// A credential of the service manager (systemd.exec(5), LoadCredential=).
+    Systemd {
+        name: String,
+        path: PathBuf,
+    },
+}
+
+impl SigningKey {
+    pub(crate) fn path(&self) -> &Path {
+        match self {
+            Self::File(path) | Self::Systemd { path, .. } => path,
+        }
+    }
 }
 
 /// `[handles]`.
@@ -200,11 +224,6 @@ impl Config {
     pub fn parse(text: &str, places: &Places) -> Result<Self, ConfigError> {
         let written = file::parse_toml(text, &places.config)?;
         parse::config(merge::merge(&places.config, vec![written])?, places)
-    }
-
-    /// The directory whose files add to the configuration; it need not be there.
-    pub(crate) fn conf_d(&self) -> PathBuf {
-        file::conf_d(&self.file)
     }
 
     /// Whether a selector asks for what stands in other processes' /proc.

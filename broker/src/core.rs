@@ -25,9 +25,7 @@ use self::limits::{Rates, Verb};
 pub(crate) use self::opening::{Closing, Opening, Permit, Session};
 pub(crate) use self::refusal::{Refusal, Why};
 pub(crate) use self::reload::{ReloadProblem, Reloading};
-pub(crate) use self::secrets::{
-    MayPut, MayRegister, PutRequest, RegisterRequest, Revealed, Stored,
-};
+pub(crate) use self::secrets::{PutRequest, RegisterRequest};
 pub(crate) use self::sessions::Admitted;
 pub(crate) use self::settings::Settings;
 use self::state::State;
@@ -195,7 +193,7 @@ impl Core {
             .detail("ttl_seconds", handle.ttl.as_secs());
         let audited = self.shared.audit.before(&record, handle).await;
         let handle =
-            audited.map_err(|unavailable| self.refuse_unaudited(peer, Some(name), unavailable))?;
+            audited.map_err(|unavailable| self.unaudited(peer, Some(name), &unavailable))?;
 
         let Handle { id, bind, expires, .. } = *handle.get();
         let inserted = {

@@ -36,6 +36,7 @@ pub(crate) struct Credential {
 
 impl Credential {
     /// One that is nobody's version of anything: it belongs to whoever has it.
+    #[cfg(test)]
     pub(crate) fn new(username: String, password: Slot) -> Self {
         Self { username, password, version: 1, since: SystemTime::now() }
     }
@@ -60,11 +61,6 @@ impl Credential {
     /// Which version of its connection's credential it is, from 1.
     pub(crate) fn version(&self) -> u64 {
         self.version
-    }
-
-    /// When that came.
-    pub(crate) fn since(&self) -> SystemTime {
-        self.since
     }
 }
 
@@ -320,7 +316,9 @@ impl Credentials {
             }
         }
         if !self.shared.keeper.is_alive() {
-            warnings.push("the keeper is gone: exec sources are not read again until a restart".to_owned());
+            warnings.push(
+                "the keeper is gone: exec sources are not read again until a restart".to_owned(),
+            );
         }
         warnings
     }
@@ -331,13 +329,6 @@ impl Credentials {
         let Some(entry) = state.entries.get_mut(connection) else { return false };
         (entry.expires_at, entry.labels) = (None, BTreeMap::new());
         entry.current.take().is_some()
-    }
-
-    /// Installs what was read, if it is another user name or password than the one in force, and
-    /// gives the new version.
-    pub(crate) fn adopt(&self, connection: &ConnectionName, material: Material) -> Option<u64> {
-        let mut state = self.state_mut();
-        state.adopt(connection, material)
     }
 
     /// The first half of a reload: reads what the new configuration has otherwise. Nothing

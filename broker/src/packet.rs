@@ -227,8 +227,8 @@ impl Conversation {
                 Reply::Described(DescribeHandleResponse { handle })
             }
             Verb::Open => {
-                let why = Why::Unsupported("open comes with the Postgres door's handoff");
-                return Err(core.refuse(peer, None, why));
+                // Clients then use the door, through which every connection can be had.
+                return Err(core.refuse(peer, None, Why::HandoffUnsupported));
             }
             Verb::Register(request) => {
                 let may = core.may_register(peer, request)?;

@@ -183,8 +183,7 @@ impl Posture {
         facts.push(Fact {
             name: "selectors_not_evaluated",
             found: self.unreadable.len().to_string(),
-            means: (!self.unreadable.is_empty())
-                .then_some("`credbrokerd check-config` names them"),
+            means: (!self.unreadable.is_empty()).then_some("`credbrokerd check-config` names them"),
         });
         facts.push(Fact {
             name: "metrics",

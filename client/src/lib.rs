@@ -22,6 +22,7 @@
 //! | `background` | what goes on when nobody waits for it |
 //! | `handle`, `keep_alive` | the owned handle: renewal, revocation at the end |
 //! | `token` | the bearer form, kept out of every text |
+//! | [`audit`] | verifying an audit log offline (feature `audit`) |
 //! | `error` | one enum; what the broker refused and why |
 //!
 //! ```no_run
@@ -50,6 +51,8 @@
 #![forbid(unsafe_code)]
 
 mod admin;
+#[cfg(feature = "audit")]
+pub mod audit;
 mod background;
 mod builder;
 mod channel;

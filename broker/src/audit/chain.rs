@@ -6,48 +6,43 @@
 
 #![forbid(unsafe_code)]
 
+use std::fmt::Write as _;
 use std::time::SystemTime;
 
 use data_encoding::HEXLOWER;
 use ring::digest::{SHA256, digest};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
-use super::{Record, Seq};
+use super::Seq;
+use super::record::{Text, json};
 
-const VERSION: u32 = 1;
-/// `prev` of the first record.
-const GENESIS: &str = "0000000000000000000000000000000000000000000000000000000000000000";
+/// No line is longer, its newline included: PIPE_BUF, what a pipe takes whole or not at all.
+pub(super) const MAX_LINE: usize = 4096;
 
 /// Where a chain stands.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Head {
-    pub(crate) seq: u64,
-    pub(crate) hash: String,
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Link {
+    pub(super) seq: u64,
+    pub(super) hash: [u8; 32],
+}
+
+impl Link {
+    /// Before the first record: its `prev` is 64 zeros.
+    pub(super) const GENESIS: Self = Self { seq: 0, hash: [0; 32] };
+
+    pub(super) fn hex(&self) -> String {
+        HEXLOWER.encode(&self.hash)
+    }
 }
 
 /// The chain being written.
 #[derive(Debug)]
-pub(crate) struct Chain {
-    head: Head,
+pub(super) struct Chain {
+    head: Link,
+    /// Names this broker's host in every record.
     broker: String,
-}
-
-/// A line that would be the next one.
-#[derive(Debug)]
-pub(super) struct Link {
-    line: String,
-    head: Head,
-}
-
-#[derive(Serialize)]
-struct Line<'a> {
-    v: u32,
-    seq: u64,
-    time: String,
-    broker: &'a str,
-    #[serde(flatten)]
-    record: &'a Record,
-    prev: &'a str,
+    /// The same as JSON, quotes included.
+    broker_json: String,
 }
 
 /// What a reader needs of a line.
@@ -67,98 +62,103 @@ pub(crate) struct Broken {
     pub(crate) line: usize,
 }
 
-impl Link {
-    /// With its newline.
-    pub(super) fn line(&self) -> &str {
-        &self.line
-    }
-}
-
 impl Chain {
-    /// `broker` names this broker's host in every record.
-    pub(crate) fn continuing(head: Option<Head>, broker: String) -> Self {
-        Self { head: head.unwrap_or(Head { seq: 0, hash: GENESIS.to_owned() }), broker }
+    pub(super) fn continuing(head: Option<Link>, broker: &str) -> Self {
+        Self {
+            head: head.unwrap_or(Link::GENESIS),
+            broker: broker.to_owned(),
+            broker_json: json(broker),
+        }
     }
 
-    /// The line for `record`, if it came next. Nothing changes until [`Chain::advance`].
-    pub(super) fn link(&self, record: &Record, now: SystemTime) -> Link {
-        let line = Line {
-            v: VERSION,
-            seq: self.head.seq + 1,
-            time: humantime::format_rfc3339_micros(now).to_string(),
-            broker: &self.broker,
-            record,
-            prev: &self.head.hash,
-        };
-        // Every field is a string, a number or a map with string keys: JSON has them all.
-        let mut text = serde_json::to_string(&line).unwrap_or_default();
-        text.pop();
-        let hash = hash(text.as_bytes());
-        text.push_str(&format!(",\"hash\":\"{hash}\"}}\n"));
-        Link { line: text, head: Head { seq: line.seq, hash } }
+    pub(super) fn head(&self) -> Link {
+        self.head
     }
 
-    pub(super) fn advance(&mut self, link: Link) -> Seq {
-        self.head = link.head;
-        Seq(self.head.seq)
+    pub(super) fn broker(&self) -> &str {
+        &self.broker
     }
 
-    /// How many records there are so far.
-    pub(super) fn records(&self) -> u64 {
-        self.head.seq
+    /// Goes back to an earlier head: what was appended after it was not written.
+    pub(super) fn go_back(&mut self, head: Link) {
+        self.head = head;
+    }
+
+    /// Appends the line of the next record to `lines`, and makes it the head.
+    pub(super) fn append(&mut self, seq: Seq, time: SystemTime, text: &Text, lines: &mut String) {
+        let start = lines.len();
+        // Writing to a String cannot fail.
+        let _ = write!(
+            lines,
+            "{{\"v\":1,\"seq\":{seq},\"time\":\"{}\",\"broker\":{},",
+            timestamp(time),
+            self.broker_json
+        );
+        text.write_to(lines);
+        let _ = write!(lines, ",\"prev\":\"{}\"", self.head.hex());
+        let hash = hash(lines.as_bytes().get(start..).unwrap_or_default());
+        self.head = Link { seq: seq.0, hash };
+        let _ = writeln!(lines, ",\"hash\":\"{}\"}}", self.head.hex());
     }
 
     /// The head that `line` makes, if its own hash is right.
-    pub(crate) fn head_of(line: &str) -> Option<Head> {
+    pub(super) fn head_of(line: &str) -> Option<Link> {
         let links = read(line)?;
-        Some(Head { seq: links.seq, hash: links.hash })
+        let mut hash = [0; 32];
+        let decoded = HEXLOWER.decode(links.hash.as_bytes()).ok()?;
+        hash.copy_from_slice(decoded.get(..32)?);
+        Some(Link { seq: links.seq, hash })
     }
 
-    /// How many lines form a whole chain from the first record on, or where it breaks.
+    /// The number of the last of `lines` if they form a whole chain from the first record on, or
+    /// where it breaks.
     #[cfg(test)]
     pub(crate) fn verify<'a>(lines: impl Iterator<Item = &'a str>) -> Result<u64, Broken> {
-        let mut head = Head { seq: 0, hash: GENESIS.to_owned() };
+        let mut head = Link::GENESIS;
         for (line, text) in lines.enumerate() {
             let links = read(text).ok_or(Broken { line })?;
-            if links.seq != head.seq + 1 || links.prev != head.hash {
+            if links.seq != head.seq + 1 || links.prev != head.hex() {
                 return Err(Broken { line });
             }
-            head = Head { seq: links.seq, hash: links.hash };
+            head = Self::head_of(text).ok_or(Broken { line })?;
         }
         Ok(head.seq)
     }
 }
 
+/// UTC, RFC 3339, to the microsecond.
+pub(super) fn timestamp(time: SystemTime) -> impl std::fmt::Display {
+    humantime::format_rfc3339_micros(time)
+}
+
 fn read(line: &str) -> Option<Links> {
-    let line = line.trim_end_matches('\n');
+    let line = line.strip_suffix('\n').unwrap_or(line);
     let links: Links = serde_json::from_str(line).ok()?;
     let tail = format!(",\"hash\":\"{}\"}}", links.hash);
     let body = line.strip_suffix(&tail)?;
-    (hash(body.as_bytes()) == links.hash).then_some(links)
+    (HEXLOWER.encode(&hash(body.as_bytes())) == links.hash).then_some(links)
 }
 
-fn hash(bytes: &[u8]) -> String {
-    HEXLOWER.encode(digest(&SHA256, bytes).as_ref())
+fn hash(bytes: &[u8]) -> [u8; 32] {
+    let mut hash = [0; 32];
+    hash.copy_from_slice(digest(&SHA256, bytes).as_ref());
+    hash
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::audit::{Event, Outcome};
+    use crate::audit::{Event, Outcome, Record};
 
-    fn log(count: usize) -> Vec<String> {
-        let mut chain = Chain::continuing(None, "host".into());
-        (0..count)
-            .map(|_| {
-                let link = chain.link(
-                    &Record::new(Event::AccessDenied, Outcome::Denied).reason("no_grant"),
-                    SystemTime::UNIX_EPOCH,
-                );
-                let line = link.line().to_owned();
-                chain.advance(link);
-                line
-            })
-            .collect()
+    fn log(count: u64) -> Vec<String> {
+        let mut chain = Chain::continuing(None, "host");
+        let record = Record::new(Event::AccessDenied, Outcome::Denied).reason("no_grant");
+        let line = |seq| {
+            let mut line = String::new();
+            chain.append(Seq(seq), SystemTime::UNIX_EPOCH, &record.text(), &mut line);
+            line
+        };
+        (1..=count).map(line).collect()
     }
 
     fn verify(lines: &[String]) -> Result<u64, Broken> {

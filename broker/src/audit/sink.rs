@@ -1,249 +1,183 @@
-//! Where lines go: a file that only this broker writes, and standard output.
+//! Where lines go: the file, and standard output, which never makes anybody wait.
 
 #![forbid(unsafe_code)]
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
-use std::path::{Path, PathBuf};
-
-use rustix::fs::{FlockOperation, OFlags, flock};
-use thiserror::Error;
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io;
 
 use super::Durability;
-use super::chain::{Chain, Head};
+use super::chain::{Link, MAX_LINE};
+pub(crate) use super::file::SinkError;
+use super::file::{LogFile, Mended};
 use crate::config::AuditConfig;
 use crate::sys;
 
-/// No line is longer: every field of a record is bounded.
-const MAX_LINE: u64 = 64 * 1024;
-/// How much of a torn line is kept.
-const MAX_TORN: usize = 16 * 1024;
-
-/// The log could not be opened.
-#[derive(Debug, Error)]
-pub(crate) enum SinkError {
-    /// A system call failed.
-    #[error("{path}: cannot open the audit log: {source}; make its directory writable for uid {uid}, or change audit.path", path = .path.display(), uid = crate::peer::Uid::own())]
-    Open {
-        /// Which file.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// Another broker has it open.
-    #[error("{path}: another broker is writing this audit log: give each its own audit.path", path = .path.display())]
-    InUse {
-        /// Which file.
-        path: PathBuf,
-    },
-    /// The last line is not a record, or its hash is wrong.
-    #[error("{path}: the last record does not verify, so the log was edited or damaged: keep it for inquiry, and move it away to begin a new chain", path = .path.display())]
-    BrokenTail {
-        /// Which file.
-        path: PathBuf,
-    },
-}
-
-impl SinkError {
-    /// Whether it is about who may write, rather than about what is there.
-    #[must_use]
-    pub(crate) fn is_permission(&self) -> bool {
-        match self {
-            Self::Open { source, .. } => source.kind() == io::ErrorKind::PermissionDenied,
-            Self::InUse { .. } | Self::BrokenTail { .. } => false,
-        }
-    }
-}
-
-/// How the log ended when it was opened.
-#[derive(Debug, Default)]
-pub(super) struct Tail {
-    pub(super) head: Option<Head>,
-    /// What stood behind the last newline, in base64.
-    pub(super) torn: Option<String>,
-}
+/// Lines that standard output may be behind the file.
+const MAX_OWED: usize = 16 * 1024;
 
 #[derive(Debug)]
 pub(super) struct Sinks {
     file: Option<LogFile>,
-    stdout: bool,
-}
-
-#[derive(Debug)]
-struct LogFile {
-    path: PathBuf,
-    file: File,
-    /// Where the last whole line ends: a line that was cut short by a full disk is taken back.
-    len: u64,
-    dirty: bool,
+    stdout: Option<Stdout>,
     durability: Durability,
 }
 
+#[derive(Debug, Default)]
+struct Stdout {
+    /// Lines that the file has and the reader of standard output has not taken yet.
+    owed: VecDeque<String>,
+    /// Whether the last line was taken.
+    flows: bool,
+}
+
+/// How far a batch came.
+#[derive(Debug)]
+pub(super) struct Written {
+    /// Lines that stand in every sink, or will.
+    pub(super) lines: usize,
+    /// Why the rest does not.
+    pub(super) error: Option<io::Error>,
+}
+
 impl Sinks {
-    pub(super) fn open(config: &AuditConfig) -> Result<(Self, Tail), SinkError> {
-        let mut tail = Tail::default();
-        let mut file = None;
+    /// Opens them and gives the head of the chain and what had to be mended.
+    pub(super) fn open(
+        config: &AuditConfig,
+    ) -> Result<(Self, Option<Link>, Option<Mended>), SinkError> {
+        let (mut file, mut head, mut mended) = (None, None, None);
         if let Some(path) = &config.file {
-            let (opened, found) = LogFile::open(path, config.durability)?;
-            (file, tail) = (Some(opened), found);
+            let opened = LogFile::open(path)?;
+            (head, mended) = (opened.head, opened.mended);
+            file = Some(opened.file);
         }
-        Ok((Self { file, stdout: config.stdout }, tail))
+        let stdout = config.stdout.then(|| Stdout { flows: true, ..Stdout::default() });
+        Ok((Self { file, stdout, durability: config.durability }, head, mended))
     }
 
-    /// Writes one line to every sink; the file's comes first and must succeed whole.
-    pub(super) fn write(&mut self, line: &str) -> io::Result<()> {
-        if let Some(file) = &mut self.file {
-            file.append(line.as_bytes())?;
-        }
-        if self.stdout
-            && let Err(error) = sys::write_without_waiting(&io::stdout(), line.as_bytes())
-        {
-            // A line that one sink has and the other has not was not written.
-            if let Some(file) = &mut self.file {
-                file.take_back(line.len());
+    /// Writes the lines of `text`, which end at `ends`. With `grants` among them each line stands
+    /// in every sink or counts as not written; without, a file that has them is enough, and
+    /// standard output gets them when it flows again.
+    pub(super) fn write(&mut self, text: &str, ends: &[usize], grants: bool) -> Written {
+        let none = |error| Written { lines: 0, error: Some(error) };
+        let Self { file, stdout, durability } = self;
+        if let Some(stdout) = stdout {
+            let paid = stdout.pay();
+            let behind = stdout.owed.len() + ends.len() > MAX_OWED;
+            match paid {
+                Err(error) if grants || behind || file.is_none() => return none(error),
+                Ok(()) | Err(_) => {}
             }
-            return Err(error);
         }
-        Ok(())
-    }
-
-    /// Tries to come by a file that can be written again.
-    pub(super) fn recover(&mut self) -> Result<(), SinkError> {
-        self.file.as_mut().map_or(Ok(()), LogFile::recover)
-    }
-
-    /// A descriptor to sync, if something was written since the last time.
-    pub(super) fn dirty_file(&mut self) -> Option<File> {
-        let log = self.file.as_mut().filter(|log| log.dirty)?;
-        let file = log.file.try_clone().ok()?;
-        log.dirty = false;
-        Some(file)
-    }
-
-    /// A sink that takes nothing.
-    #[cfg(test)]
-    pub(super) fn failing() -> Self {
-        let file = File::open("/dev/null").unwrap();
-        Self {
-            file: Some(LogFile {
-                path: "/dev/null".into(),
-                file,
-                len: 0,
-                dirty: false,
-                durability: Durability::Write,
-            }),
-            stdout: false,
-        }
-    }
-}
-
-impl LogFile {
-    fn open(path: &Path, durability: Durability) -> Result<(Self, Tail), SinkError> {
-        let failed = |source: io::Error| SinkError::Open { path: path.to_owned(), source };
-        if let Some(parent) = path.parent() {
-            std::fs::DirBuilder::new()
-                .recursive(true)
-                .mode(0o700)
-                .create(parent)
-                .map_err(failed)?;
-        }
-        let flags = i32::try_from((OFlags::NOFOLLOW | OFlags::CLOEXEC).bits()).unwrap_or_default();
-        let mut file = OpenOptions::new()
-            .read(true)
-            .append(true)
-            .create(true)
-            .mode(0o600)
-            .custom_flags(flags)
-            .open(path)
-            .map_err(failed)?;
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(rustix::io::Errno::WOULDBLOCK) => {
-                return Err(SinkError::InUse { path: path.to_owned() });
+        let before = file.as_ref().map_or(0, LogFile::len);
+        if let Some(file) = file {
+            if let Err(error) = file.reserve(text.len() as u64)
+                && grants
+            {
+                return none(error);
             }
-            Err(errno) => return Err(failed(errno.into())),
+            if let Err(error) = file.append(text.as_bytes(), *durability == Durability::Fsync) {
+                return none(error);
+            }
         }
-        let broken = || SinkError::BrokenTail { path: path.to_owned() };
-        let (whole, torn) = last_line(&mut file).map_err(failed)?;
-        let head = match &whole.text {
-            None => None,
-            Some(line) => Some(Chain::head_of(line).ok_or_else(broken)?),
+        let Some(stdout) = stdout else { return Written { lines: ends.len(), error: None } };
+        let (lines, error) = match stdout.offer(text, ends) {
+            Ok(()) => return Written { lines: ends.len(), error: None },
+            Err(stopped) => stopped,
         };
-        let torn = (!torn.is_empty())
-            .then(|| data_encoding::BASE64.encode(torn.get(..MAX_TORN).unwrap_or(&torn)));
-        if torn.is_some() {
-            file.set_len(whole.end).map_err(failed)?;
-        }
-        Ok((
-            Self { path: path.to_owned(), file, len: whole.end, dirty: false, durability },
-            Tail { head, torn },
-        ))
-    }
-
-    fn append(&mut self, line: &[u8]) -> io::Result<()> {
-        if self.is_deleted() {
-            // The write would succeed, and nobody would ever read it.
-            return Err(io::Error::new(io::ErrorKind::NotFound, "the file was deleted"));
-        }
-        let written = self.file.write_all(line).and_then(|()| match self.durability {
-            Durability::Write => Ok(()),
-            Durability::Fsync => rustix::fs::fdatasync(&self.file).map_err(io::Error::from),
-        });
-        if let Err(error) = written {
-            // Half a line would break the chain for every reader, and a whole one that was
-            // refused would be a grant that never was.
-            let _ = self.file.set_len(self.len);
-            return Err(error);
-        }
-        self.len += line.len() as u64;
-        self.dirty = self.durability == Durability::Write;
-        Ok(())
-    }
-}
-
-impl LogFile {
-    /// Undoes the last append.
-    fn take_back(&mut self, len: usize) {
-        self.len = self.len.saturating_sub(len as u64);
-        let _ = self.file.set_len(self.len);
-    }
-
-    fn is_deleted(&self) -> bool {
-        rustix::fs::fstat(&self.file).is_ok_and(|stat| stat.st_nlink == 0)
-    }
-
-    /// Makes a new file where a deleted one was. The chain goes on in it: that its first record
-    /// is not number 1 shows that something is missing.
-    fn recover(&mut self) -> Result<(), SinkError> {
-        if self.is_deleted() {
-            let (fresh, tail) = Self::open(&self.path, self.durability)?;
-            if tail.head.is_some() || tail.torn.is_some() {
-                // Somebody else's log is in the place of ours.
-                return Err(SinkError::InUse { path: self.path.clone() });
+        let start = lines.checked_sub(1).and_then(|last| ends.get(last)).copied().unwrap_or(0);
+        match file {
+            Some(_) if !grants => {
+                let rest = text.get(start..).unwrap_or_default();
+                stdout.owed.extend(rest.split_inclusive('\n').map(str::to_owned));
+                Written { lines: ends.len(), error: None }
             }
-            *self = fresh;
+            Some(file) => {
+                // A line that one sink has and the other has not was not written.
+                file.take_back(before + start as u64);
+                Written { lines, error: Some(error) }
+            }
+            None => Written { lines, error: Some(error) },
         }
-        Ok(())
+    }
+
+    /// Whether grants can be written: the reserve is whole, and standard output flows.
+    pub(super) fn is_whole(&self) -> bool {
+        self.file.as_ref().is_none_or(LogFile::is_whole)
+            && self.stdout.as_ref().is_none_or(|stdout| stdout.owed.is_empty() && stdout.flows)
+    }
+
+    /// Looks for a way to write again. `head` is what the file must end with.
+    pub(super) fn recover(&mut self, head: &Link) -> Result<Option<Mended>, SinkError> {
+        if let Some(stdout) = &mut self.stdout {
+            // Without lines that are owed, the next one shows.
+            stdout.flows = stdout.pay().is_ok();
+        }
+        self.file.as_mut().map_or(Ok(None), |file| file.recover(head))
+    }
+
+    /// Bytes of the file; 0 when there is none.
+    pub(super) fn len(&self) -> u64 {
+        self.file.as_ref().map_or(0, LogFile::len)
+    }
+
+    pub(super) fn rotate(&mut self, keep: u32) -> io::Result<()> {
+        self.file.as_mut().map_or(Ok(()), |file| file.rotate(keep))
+    }
+
+    /// Whether the file is still there as it was written.
+    pub(super) fn check(&self) -> io::Result<()> {
+        self.file.as_ref().map_or(Ok(()), LogFile::check)
+    }
+
+    /// A descriptor to sync in the background, until [`Sinks::synced`].
+    pub(super) fn unsynced(&self) -> Option<File> {
+        self.file.as_ref().and_then(LogFile::unsynced)
+    }
+
+    pub(super) fn synced(&mut self) {
+        if let Some(file) = &mut self.file {
+            file.synced();
+        }
+    }
+
+    pub(super) fn close(&mut self) {
+        if let Some(stdout) = &mut self.stdout {
+            let _ = stdout.pay();
+        }
+        if let Some(file) = &mut self.file {
+            file.close();
+        }
     }
 }
 
-struct WholeLine {
-    text: Option<String>,
-    end: u64,
-}
+impl Stdout {
+    /// Writes lines in pieces that a pipe takes whole or not at all; how many of them, and why no
+    /// more.
+    fn offer(&mut self, text: &str, ends: &[usize]) -> Result<(), (usize, io::Error)> {
+        let (mut start, mut done) = (0, 0);
+        while done < ends.len() {
+            let fits = |end: &&usize| **end - start <= MAX_LINE;
+            let rest = ends.get(done..).unwrap_or_default();
+            let count = rest.iter().take_while(fits).count().max(1);
+            let end = rest.get(count - 1).copied().unwrap_or(start);
+            let piece = text.get(start..end).unwrap_or_default();
+            let written = sys::write_without_waiting(&io::stdout(), piece.as_bytes());
+            self.flows = written.is_ok();
+            written.map_err(|error| (done, error))?;
+            (start, done) = (end, done + count);
+        }
+        Ok(())
+    }
 
-/// The last whole line and where it ends, and the bytes behind it.
-fn last_line(file: &mut File) -> io::Result<(WholeLine, Vec<u8>)> {
-    let len = file.metadata()?.len();
-    let start = len.saturating_sub(2 * MAX_LINE);
-    file.seek(SeekFrom::Start(start))?;
-    let mut bytes = Vec::new();
-    file.take(2 * MAX_LINE).read_to_end(&mut bytes)?;
-    let end = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |newline| newline + 1);
-    let torn = bytes.split_off(end);
-    let line =
-        bytes.strip_suffix(b"\n").and_then(|lines| lines.rsplit(|byte| *byte == b'\n').next());
-    let text = line.map(|line| String::from_utf8_lossy(line).into_owned());
-    Ok((WholeLine { text, end: start + end as u64 }, torn))
+    /// Writes what is owed.
+    fn pay(&mut self) -> io::Result<()> {
+        while let Some(line) = self.owed.front() {
+            let written = sys::write_without_waiting(&io::stdout(), line.as_bytes());
+            self.flows = written.is_ok();
+            written?;
+            self.owed.pop_front();
+        }
+        Ok(())
+    }
 }

@@ -7,10 +7,10 @@ use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use super::merge::{Merged, Part};
-use super::raw::{NameOrId, Sink};
+use super::raw::{self, NameOrId, Sink};
 use super::{
     ArenaConfig, AuditConfig, Config, ConfigError, ConfiguredConnection, HandleLimits, Limits,
-    MetricsListen, Places, connections, file, grants,
+    MetricsListen, Places, SigningKey, connections, file, grants,
 };
 use crate::connection::ConnectionName;
 use crate::handle::LONGEST_SPAN;
@@ -24,6 +24,8 @@ const HOUR: Duration = Duration::from_secs(3600);
 const MAX_ARENA: usize = 1 << 30;
 /// sun_path of unix(7), less the terminating NUL.
 const MAX_SOCKET_PATH: usize = 107;
+/// A smaller audit file would be rotated away before anybody has read it.
+const MIN_AUDIT: u64 = 64 << 10;
 
 /// Names the file and key that a value came from.
 #[derive(Debug)]
@@ -123,12 +125,7 @@ pub(super) fn config(merged: Merged, places: &Places) -> Result<Config, ConfigEr
             .into(),
         Some(given) => grants::selectors(given, &at("broker.operators"))?,
     };
-    let sinks = raw.audit.sinks.unwrap_or_else(|| vec![Sink::File]);
-    if sinks.is_empty() {
-        return Err(at("audit.sinks")
-            .wrong("must name \"file\" or \"stdout\": without an audit log nothing is granted"));
-    }
-    let audit_path = at("audit.path").absolute(raw.audit.path, &state_dir.join("audit.jsonl"))?;
+    let audit = audit(raw.audit, &at("audit"), &state_dir)?;
 
     let handles = HandleLimits {
         default_ttl: at("handles.default_ttl")
@@ -184,11 +181,7 @@ pub(super) fn config(merged: Merged, places: &Places) -> Result<Config, ConfigEr
                 bytes
             },
         },
-        audit: AuditConfig {
-            file: sinks.contains(&Sink::File).then_some(audit_path),
-            stdout: sinks.contains(&Sink::Stdout),
-            durability: raw.audit.durability,
-        },
+        audit,
         handles,
         limits: Limits {
             sessions: at("limits.sessions").positive(raw.limits.sessions, 100)?,
@@ -284,6 +277,66 @@ fn metrics_listen(
         return Err(at.wrong("is longer than the 107 bytes that a socket's path may have"));
     }
     Ok(MetricsListen::Unix(path))
+}
+
+fn audit(raw: raw::Audit, at: &At<'_>, state_dir: &Path) -> Result<AuditConfig, ConfigError> {
+    let sinks = raw.sinks.unwrap_or_else(|| vec![Sink::File]);
+    if sinks.is_empty() {
+        return Err(at
+            .below("sinks")
+            .wrong("must name \"file\" or \"stdout\": without an audit log nothing is granted"));
+    }
+    let path = at.below("path").absolute(raw.path, &state_dir.join("audit.jsonl"))?;
+    if path.file_name().is_none() || [Some("pub"), Some("new")].contains(&extension(&path)) {
+        return Err(at
+            .below("path")
+            .wrong("must name a file, and not one that ends with .pub or .new"));
+    }
+    let size_at = at.below("max_size");
+    let max_size = size_at.size(raw.max_size.as_deref(), 256 << 20)? as u64;
+    if max_size < MIN_AUDIT {
+        return Err(size_at.wrong("is less than 64KiB, which a few hours fill"));
+    }
+    let keep = raw.keep.unwrap_or(8);
+    if !(1..=1000).contains(&keep) {
+        return Err(at.below("keep").wrong("must be from 1 to 1000"));
+    }
+    Ok(AuditConfig {
+        file: sinks.contains(&Sink::File).then_some(path),
+        stdout: sinks.contains(&Sink::Stdout),
+        durability: raw.durability,
+        max_size,
+        keep,
+        signing_key: raw
+            .signing_key
+            .map(|key| signing_key(key, &at.below("signing_key")))
+            .transpose()?,
+    })
+}
+
+fn extension(path: &Path) -> Option<&str> {
+    path.extension().and_then(|extension| extension.to_str())
+}
+
+fn signing_key(raw: raw::SigningKey, at: &At<'_>) -> Result<SigningKey, ConfigError> {
+    match (raw.file, raw.systemd) {
+        (Some(file), None) if file.is_absolute() => Ok(SigningKey::File(file)),
+        (Some(_), None) => Err(at.below("file").wrong("must be an absolute path")),
+        (None, Some(name)) => {
+            let at = at.below("systemd");
+            if name.is_empty() || name.contains(['/', '\0']) || name.starts_with('.') {
+                return Err(at.wrong("is not the name of a credential"));
+            }
+            let directory = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
+            let directory = directory.filter(|directory| directory.is_absolute()).ok_or_else(|| {
+                at.wrong(format!(
+                    "needs a credential of the service manager: add LoadCredential={name}:PATH to the unit"
+                ))
+            })?;
+            Ok(SigningKey::Systemd { path: directory.join(&name), name })
+        }
+        _ => Err(at.wrong("names more or less than one source: give one of file, systemd")),
+    }
 }
 
 pub(super) fn rate(number: Option<u32>, at: &At<'_>) -> Result<Option<u32>, ConfigError> {

@@ -51,6 +51,16 @@ pub(super) struct Audit {
     pub(super) path: Option<PathBuf>,
     pub(super) sinks: Option<Vec<Sink>>,
     pub(super) durability: Durability,
+    pub(super) max_size: Option<String>,
+    pub(super) keep: Option<u32>,
+    pub(super) signing_key: Option<SigningKey>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct SigningKey {
+    pub(super) file: Option<PathBuf>,
+    pub(super) systemd: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]

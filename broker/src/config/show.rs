@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use toml::{Table, Value};
 
-use super::Config;
+use super::{Config, SigningKey};
 use crate::connection::{Host, StartupFilter, Tls};
 use crate::policy::{Rule, Selector};
 use crate::source::{SourceKind, UsernameSource};
@@ -79,6 +79,15 @@ fn audit(config: &Config) -> Table {
     }
     table.insert("sinks".into(), sinks.into());
     table.insert("durability".into(), config.audit.durability.to_string().into());
+    table.insert("max_size".into(), format!("{}B", config.audit.max_size).into());
+    table.insert("keep".into(), number(config.audit.keep));
+    let key = config.audit.signing_key.as_ref().map(|key| match key {
+        SigningKey::File(file) => one("file", file.display().to_string()),
+        SigningKey::Systemd { name, .. } => one("systemd", name.clone()),
+    });
+    if let Some(key) = key {
+        table.insert("signing_key".into(), key);
+    }
     table
 }
 

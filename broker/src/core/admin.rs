@@ -113,8 +113,8 @@ impl Core {
     ) -> Result<Vec<String>, Refusal> {
         let record = scoped(Event::ConnectionResumed, Outcome::Allowed, operator.peer(), &scope);
         let audited = self.shared.audit.before(&record, scope).await;
-        let scope = audited
-            .map_err(|unavailable| self.refuse_unaudited(operator.peer(), None, unavailable))?;
+        let scope =
+            audited.map_err(|unavailable| self.unaudited(operator.peer(), None, &unavailable))?;
         let _alone = self.shared.suspensions.one_at_a_time.lock().await;
         let mut rest = self.state().suspended.clone();
         rest.remove(scope.get());
@@ -333,7 +333,7 @@ impl Core {
         match self.shared.audit.before(&record, probe).await {
             Ok(probe) => Ok(probe.into_inner()),
             Err(unavailable) => {
-                Err(self.refuse_unaudited(operator.peer(), Some(&connection.name), unavailable))
+                Err(self.unaudited(operator.peer(), Some(&connection.name), &unavailable))
             }
         }
     }

@@ -29,24 +29,10 @@ impl Core {
         }
     }
 
-    /// Brings the audit log to the disk once a second, and writes what waits.
-    pub(crate) async fn run_audit_sync(self) {
-        let mut tick = tokio::time::interval(Duration::from_secs(1));
-        while !self.shared.stopped.is_cancelled() {
-            tokio::select! {
-                _ = tick.tick() => {}
-                () = self.shared.stopped.cancelled() => return,
-            }
-            let audit = self.shared.audit.clone();
-            let _ = tokio::task::spawn_blocking(move || audit.settle()).await;
-        }
-    }
-
     /// Keeps credentials as their sources have them, and records each that was replaced.
     pub(crate) async fn run_refresh(self) {
         let credentials = self.shared.credentials.clone();
-        let rotated =
-            |connection: &ConnectionName, version: u64| self.rotated(connection, version);
+        let rotated = |connection: &ConnectionName, version: u64| self.rotated(connection, version);
         credentials.run_refresh(self.shared.stopped.clone(), rotated).await;
     }
 
@@ -179,10 +165,16 @@ impl Core {
         self.wait_until_dead(cuts).await;
     }
 
-    /// The last record.
-    pub(crate) fn stopped(&self) {
+    /// Tells every task to end.
+    pub(crate) fn stop(&self) {
         self.shared.stopped.cancel();
+    }
+
+    /// The last record, when no task is left that would write another.
+    pub(crate) fn stopped(&self, within: Duration) {
         self.shared.audit.always(&Record::new(Event::BrokerStopped, Outcome::Done));
-        self.shared.audit.settle();
+        if !self.shared.audit.stop(within) {
+            warn!("the audit log could not be closed in time");
+        }
     }
 }

@@ -57,8 +57,8 @@ impl Core {
             .handle(id)
             .detail("ttl_seconds", ttl.as_secs());
         let audited = self.shared.audit.before(&record, ttl).await;
-        let ttl = audited
-            .map_err(|unavailable| self.refuse_unaudited(peer, Some(&connection), unavailable))?;
+        let ttl =
+            audited.map_err(|unavailable| self.unaudited(peer, Some(&connection), &unavailable))?;
 
         let renewed = {
             let mut state = self.state();

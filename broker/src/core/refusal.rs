@@ -178,16 +178,6 @@ impl Core {
         Refusal { why: Why::AccessDenied, reference }
     }
 
-    /// A grant that could not be written down. Its record's number is the refusal's.
-    pub(super) fn refuse_unaudited(
-        &self,
-        peer: &Peer,
-        connection: Option<&ConnectionName>,
-        _: AuditUnavailable,
-    ) -> Refusal {
-        self.refuse(peer, connection, Why::AuditUnavailable)
-    }
-
     /// A refusal for any other reason.
     pub(crate) fn refuse(
         &self,
@@ -201,6 +191,30 @@ impl Core {
             record = record.connection(connection);
         }
         let reference = self.shared.audit.denied(peer.uid(), &record);
+        self.refused(peer, connection, why, reference)
+    }
+
+    /// The refusal of what could not be audited. The record that stands in the place of the
+    /// grant's is its reference.
+    pub(super) fn unaudited(
+        &self,
+        peer: &Peer,
+        connection: Option<&ConnectionName>,
+        unavailable: &AuditUnavailable,
+    ) -> Refusal {
+        match unavailable.reference {
+            Some(reference) => self.refused(peer, connection, Why::AuditUnavailable, reference),
+            None => self.refuse(peer, connection, Why::AuditUnavailable),
+        }
+    }
+
+    fn refused(
+        &self,
+        peer: &Peer,
+        connection: Option<&ConnectionName>,
+        why: Why,
+        reference: Seq,
+    ) -> Refusal {
         self.shared.metrics.denied(why.name());
         let asked = Asked { action: None, connection: connection.cloned() };
         self.shared.refusals.remember(reference, peer, asked, why.name());

@@ -183,7 +183,7 @@ impl Core {
             .db_user(material.username());
         let audited = self.shared.audit.before(&record, material).await;
         let material =
-            audited.map_err(|unavailable| self.refuse_unaudited(peer, Some(name), unavailable))?;
+            audited.map_err(|unavailable| self.unaudited(peer, Some(name), &unavailable))?;
         let version = self.shared.credentials.put(name, material.into_inner(), expires_at, labels);
         let sessions_to_cut = self.end_older(name, version, grace);
         Ok(Stored { version, persistent: false, sessions_to_cut })
@@ -221,7 +221,7 @@ impl Core {
                 if let Some(handle) = self.state().handles.get_mut(id) {
                     handle.revealed = false;
                 }
-                Err(self.refuse_unaudited(peer, Some(&name), unavailable))
+                Err(self.unaudited(peer, Some(&name), &unavailable))
             }
         }
     }

@@ -143,7 +143,7 @@ impl Core {
         }
         let opening = Opening::new(entered, credential, database);
         let audited = self.shared.audit.before(&record, opening).await;
-        audited.map_err(|unavailable| self.refuse_unaudited(peer, Some(name), unavailable))
+        audited.map_err(|unavailable| self.unaudited(peer, Some(name), &unavailable))
     }
 
     /// The live session that a client's cancel key means, if it is the peer's own.

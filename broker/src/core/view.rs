@@ -111,7 +111,7 @@ impl Core {
             handles,
             sessions,
             arena: arena.usage(),
-            audit_records: self.shared.audit.records(),
+            audit_records: self.shared.audit.head().seq,
             audit_writable: self.shared.audit.is_writable(),
             credential_expiry: self.shared.credentials.expiries(),
             last_reload_successful: self.shared.reloading.last().1.is_none(),

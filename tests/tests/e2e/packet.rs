@@ -94,7 +94,7 @@ fn the_fast_path_has_the_verbs_of_the_service() {
     assert_eq!(reason(&gone), Reason::HandleInvalid);
     let open = Request::Open(OpenRequest { token: issued.token, ..Default::default() });
     let open = packets.call(open, &[]).expect_err("not here yet");
-    assert_eq!(reason(&open), Reason::Unsupported, "{open:?}");
+    assert_eq!(reason(&open), Reason::HandoffUnsupported, "{open:?}");
     let wrong = packets.issue("no_such_db").expect_err("no such connection");
     assert_eq!(reason(&wrong), Reason::AccessDenied);
     let (seq, record) = broker

@@ -1,6 +1,7 @@
 //! `credbroker audit`: the audit log.
 
 mod tail;
+mod verify;
 
 use std::process::ExitCode;
 
@@ -9,7 +10,7 @@ use clap::{Args, Subcommand};
 use crate::args::Global;
 use crate::failure::Failure;
 
-/// Look at the audit log
+/// Follow or verify the audit log
 #[derive(Args, Debug)]
 pub(crate) struct Audit {
     #[command(subcommand)]
@@ -19,10 +20,12 @@ pub(crate) struct Audit {
 #[derive(Debug, Subcommand)]
 enum Command {
     Tail(tail::Tail),
+    Verify(verify::Verify),
 }
 
 pub(crate) fn run(command: &Audit, global: &Global) -> Result<ExitCode, Failure> {
     match &command.command {
         Command::Tail(command) => tail::run(command, global),
+        Command::Verify(command) => verify::run(command, global),
     }
 }

@@ -17,6 +17,10 @@ use crate::output::Output;
 pub(crate) enum Exit {
     /// EX_USAGE
     Usage,
+    /// EX_DATAERR: what was read is not what it should be
+    Data,
+    /// EX_NOINPUT: what was to be read cannot be
+    NoInput,
     /// EX_UNAVAILABLE: the broker, or what it needs, is not there
     Unavailable,
     /// EX_SOFTWARE
@@ -40,6 +44,8 @@ impl From<Exit> for ExitCode {
         Self::from(match exit {
             Exit::ReaderGone => 0_u8,
             Exit::Usage => 64,
+            Exit::Data => 65,
+            Exit::NoInput => 66,
             Exit::Unavailable => 69,
             Exit::Software => 70,
             Exit::Io => 74,
