@@ -85,9 +85,9 @@ impl Packets {
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let mut data = [IoSliceMut::new(&mut bytes)];
         recvmsg(&self.socket, &mut data, &mut control, RecvFlags::CMSG_CLOEXEC).expect("a packet");
-        let passed = control.drain().find_map(|message| match message {
-            RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
-            _ => None,
+        let passed = control.drain().find_map(|message| {
+            let RecvAncillaryMessage::ScmRights(mut descriptors) = message else { return None };
+            descriptors.next()
         });
         passed.expect("a descriptor")
     }
@@ -161,16 +161,13 @@ impl Packets {
         self.send(7, request, descriptors).expect("the broker reads");
         let received = self.receive().expect("a reply").expect("the connection stays open");
         let Received { reply: PacketReply { id, reply }, descriptors } = received;
-        match reply.expect("a reply says something") {
-            Reply::Refused(refused) => {
-                assert!(descriptors.is_empty(), "nothing rides along with a refusal");
-                Err(refused)
-            }
-            reply => {
-                assert_eq!(id, 7, "{reply:?}");
-                Ok((reply, descriptors))
-            }
+        let reply = reply.expect("a reply says something");
+        if let Reply::Refused(refused) = reply {
+            assert!(descriptors.is_empty(), "nothing rides along with a refusal");
+            return Err(refused);
         }
+        assert_eq!(id, 7, "{reply:?}");
+        Ok((reply, descriptors))
     }
 
     /// Issues a handle with the defaults of the broker.

@@ -33,6 +33,9 @@ struct Arguments {
     /// Requests of a round.
     #[arg(long, default_value_t = 2000)]
     requests: usize,
+    /// The broker's worker threads; as many as there are cores when absent.
+    #[arg(long)]
+    workers: Option<usize>,
     /// Serves as the echo: SOCKET and the length of its replies.
     #[arg(long, num_args = 2, hide = true)]
     echo: Option<Vec<String>>,
@@ -60,6 +63,10 @@ fn compare(name: &str, goal: &str, arguments: &Arguments) {
         .set("connections.main_db.host", "127.0.0.1")
         .set("connections.main_db.database", "mydb")
         .set("connections.main_db.tls.mode", "disable");
+    let setup = match arguments.workers {
+        Some(workers) => setup.environment("TOKIO_WORKER_THREADS", &workers.to_string()),
+        None => setup,
+    };
     let secret = setup.secret_file("main_db", "app:password");
     let broker: Broker = setup
         .set("connections.main_db.secret.file", secret.to_str().expect("ASCII"))
