@@ -312,8 +312,10 @@ fn sandbox_paths(config: &Config) -> Paths {
 fn posture(places: &Places) -> Result<(), StartError> {
     let _none_of_ours = harden::early()?;
     let config = Config::load(places)?;
+    let keeper = Keeper::fork(config.commands())?;
     let arena = Arena::map(config.arena.backend, config.arena.capacity)?;
     let mut posture = Posture::find(&config, &arena);
+    posture.keeper = Some(keeper.sandbox());
     posture.sandbox = Some(harden::late(&sandbox_paths(&config))?);
     print(&posture.to_string());
     Ok(())

@@ -438,7 +438,7 @@ mod tests {
             (
                 "a.toml",
                 "\n\n[limit]\n",
-                "ETC/conf.d/a.toml:3: limit: unknown field `limit`, expected one of `config_version`, `broker`, `arena`, `audit`, `handles`, `limits`, `connections`, `grants`",
+                "ETC/conf.d/a.toml:3: limit: unknown field `limit`, expected one of `config_version`, `broker`, `arena`, `audit`, `handles`, `limits`, `metrics`, `connections`, `grants`",
             ),
             ("a.toml", "nonsense\n", "ETC/conf.d/a.toml:1: key with no value, expected `=`"),
             (

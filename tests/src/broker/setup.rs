@@ -172,6 +172,14 @@ impl Setup {
             .set(&key("tls.ca_file"), text(&database.server().ca_file))
     }
 
+    /// Adds a connection whose credential an operator is to put.
+    #[must_use]
+    pub fn stored_connection(self, name: &str, database: &Database) -> Self {
+        self.bare_connection(name, database)
+            .set(&format!("connections.{name}.secret.store"), true)
+            .set(&format!("connections.{name}.rotation_grace"), "0s")
+    }
+
     /// Adds a grant.
     ///
     /// # Panics

@@ -33,6 +33,8 @@ fn broker(database: &Database) -> Broker {
     let client = Identity::client();
     Broker::usual_setup(database, Via::Tls)
         .bare_connection("bare_db", database)
+        .stored_connection("stored_db", database)
+        .grant(Grant::to(&client, &["issue", "open"], &["stored_db"]))
         .grant(Grant::to(&client, &["register", "open", "reveal"], &["bare_db"]))
         .grant(Grant::to(&client, &["reveal"], &["main_db"]))
         .start()
@@ -51,7 +53,7 @@ fn register(database: &Database) -> RegisterRequest {
 }
 
 fn put(username: &str) -> PutRequest {
-    PutRequest { connection: "main_db".into(), username: username.into(), ..Default::default() }
+    PutRequest { connection: "stored_db".into(), username: username.into(), ..Default::default() }
 }
 
 /// A refusal's text without its reference.
@@ -157,6 +159,7 @@ fn what_belongs_to_operators_is_for_operators() {
     let root =
         toml::Table::from_iter([("uid".to_owned(), i64::from(Identity::own().uid()).into())]);
     let broker = Broker::usual_setup(&database, Via::Tls)
+        .stored_connection("stored_db", &database)
         .set("broker.operators", toml::Value::Array(vec![root.into()]))
         .start();
     let secret = memfd(b"new");
@@ -181,7 +184,7 @@ fn what_belongs_to_operators_is_for_operators() {
         }
     }
     let stored = operator(&broker).put(put("app"), &[secret.as_fd()]).expect("an operator");
-    assert_eq!((stored.version, stored.persistent), (2, false));
+    assert_eq!((stored.version, stored.persistent), (1, false));
     let describe = operator(&broker).call(describe(MADE_UP), &[]).expect_err("no such handle");
     assert_eq!(reason(&describe), Reason::HandleInvalid, "workload verbs are there too");
 }
@@ -191,19 +194,33 @@ fn put_replaces_the_password_that_the_broker_logs_in_with() {
     let database = Server::shared().database();
     let broker = broker(&database);
     let client = Identity::client();
-    let token = broker.packets(&client).issue("main_db").expect("a grant").token;
+    let token = broker.packets(&client).issue("stored_db").expect("a grant").token;
+    let none = broker.login(&client, "stored_db", &token).expect_err("nothing was put").refusal();
+    assert!(none.to_string().contains("an operator must put one"), "{none}");
+    let taken = broker
+        .packets(&Identity::own())
+        .put(PutRequest { connection: "main_db".into(), ..put("app") }, &[memfd(b"x").as_fd()])
+        .expect_err("not on this socket");
+    assert_eq!(reason(&taken), Reason::AccessDenied);
+    let elsewhere = PutRequest { connection: "main_db".into(), ..put("app") };
+    let refused = operator(&broker).put(elsewhere, &[memfd(b"x").as_fd()]).expect_err("a file");
+    assert_eq!((reason(&refused), refused.field.as_str()), (Reason::InvalidRequest, "connection"));
+
+    let first = memfd(database.secret().as_bytes());
+    operator(&broker).put(put(""), &[first.as_fd()]).expect("an operator");
+    broker.session(&client, "stored_db", &token).query("SELECT 1").expect("the first one");
     let next = Canary::random();
     database.set_server_password(&next);
-    broker.login(&client, "main_db", &token).expect_err("the broker has the old one");
+    broker.login(&client, "stored_db", &token).expect_err("the broker has the old one");
     let text = format!("{}:{}\n", database.name(), next.reveal());
     let secret = memfd(text.as_bytes());
     operator(&broker).put(put(""), &[secret.as_fd()]).expect("an operator");
-    let mut session = broker.session(&client, "main_db", &token);
+    let mut session = broker.session(&client, "stored_db", &token);
     session.query("SELECT 1").expect("the new one");
     let mut left = vec![1; text.len()];
     secret.read_exact_at(&mut left, 0).expect("as long as it was");
     assert!(left.iter().all(|byte| *byte == 0), "the broker wipes what it has read");
-    assert_eq!(broker.audit().of("secret.put").len(), 1);
+    assert_eq!(broker.audit().of("secret.put").len(), 2);
 }
 
 #[test]
@@ -730,6 +747,7 @@ fn g2_what_peers_bring_and_take_stays_in_the_arena() {
         let broker = Broker::usual_setup(&database, Via::Tls)
             .set("arena.backend", backend)
             .bare_connection("bare_db", &database)
+            .stored_connection("stored_db", &database)
             .grant(Grant::to(&client, &["register", "open", "reveal"], &["bare_db"]))
             .start();
         let (packets, admin) = (broker.packets(&client), operator(&broker));

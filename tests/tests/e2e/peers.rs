@@ -165,7 +165,7 @@ fn without_pidfds_ids_work_and_nothing_is_bound() {
     let setup = old(Broker::usual_setup(&database, Via::Tls));
     let _config = setup.write();
     let said = transcript(&output(&mut setup.command("posture"), PATIENCE));
-    assert!(said.contains("pidfd      unavailable"), "{said}");
+    assert!(said.contains("pidfd                    unavailable"), "{said}");
 
     let broker = setup.start();
     let service = broker.handles(&client);
@@ -351,7 +351,7 @@ fn a_program_that_the_sandbox_hides_is_named_and_matches_nobody() {
     assert!(checked.status.success(), "{said}");
     assert!(said.contains("# warning: grant grants[0]: exe /bin/sh cannot be evaluated"), "{said}");
     let posture = transcript(&output(&mut setup.command("posture"), PATIENCE));
-    assert!(posture.contains("selector   grant grants[0]: exe /bin/sh"), "{posture}");
+    assert!(posture.contains("selectors_not_evaluated  1: "), "{posture}");
     let broker = setup.start();
     let refused = broker.handles(&client).issue("main_db").expect_err("it cannot be told");
     assert_eq!(refused.reason, "ACCESS_DENIED");
