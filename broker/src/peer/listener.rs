@@ -287,7 +287,10 @@ impl Accepting {
             // Most shortages are over in a moment; who waits through one that is not would wait
             // for nothing.
             let shed = if exhausted { self.turn_away(&mut discard) } else { 0 };
-            warn!(%error, turned_away = shed, "cannot accept: out of descriptors or memory");
+            // accept4(2) says so even when nobody waits: that is no news.
+            if !exhausted || shed > 0 {
+                warn!(%error, turned_away = shed, "cannot accept: out of descriptors or memory");
+            }
             exhausted = true;
             tokio::time::sleep(EXHAUSTED_PAUSE).await;
         }

@@ -2,7 +2,7 @@
 //! that process lives and wherever its descriptor goes.
 
 use std::fs;
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -456,55 +456,45 @@ fn g7_ten_thousand_failing_peers_leave_no_descriptor() {
 
 #[test]
 fn accept_does_not_spin_when_descriptors_run_out() {
-    /// More than the queue of a socket takes.
-    const HELD: usize = 1_200;
-    const LOOKED_AT: Duration = Duration::from_secs(2);
-    let database = Server::shared().database();
-    let broker = Broker::usual(&database);
-    let limit = |descriptors: &str| {
-        let mut prlimit = Identity::own().command("prlimit");
-        prlimit.arg(format!("--pid={}", broker.pid())).arg(format!("--nofile={descriptors}:"));
-        let done = output(&mut prlimit, PATIENCE);
-        assert!(done.status.success(), "{}", transcript(&done));
-    };
-    let full = || broker.log().lines().filter(|line| line.contains("cannot accept")).count();
-    let (attacker, door) = (Identity::attacker(), broker.door());
-    let (mut spent, mut turned_away) = (Duration::ZERO, 0);
-    // A peer takes two: one of the two limits is met by accept, the other one step later.
-    let used = descriptors(&broker).len();
-    for room in [8, 9] {
-        limit(&(used + room).to_string());
-        let (before, met) = (processor_time(broker.pid()), full());
-        let started = Instant::now();
-        let mut held = Vec::new();
-        while started.elapsed() < LOOKED_AT {
-            if held.len() < HELD {
-                held.push(attacker.connect(&door).expect("the queue is emptied"));
-            } else {
-                thread::sleep(Duration::from_millis(10));
-            }
-        }
-        spent += processor_time(broker.pid()) - before;
-        // A pause lies between two times, so there is a bound to them.
-        let met = full() - met;
-        assert!((1..=60).contains(&met), "met {met} times with room for {room}: {}", broker.log());
-        turned_away += held.iter().filter(|stream| has_hung_up(stream)).count();
-        limit("1024");
-        drop(held);
-        assert_eventually!(within Duration::from_secs(20), serves(&broker), "it does not serve");
+    if !several_or_say("many uids fill what one may not") {
+        return;
     }
-    assert!(spent < LOOKED_AT / 2, "{spent:?} of processor time");
-    assert!(turned_away > 0, "newcomers are left waiting: {}", broker.log());
-    println!(
-        "full table: met {} times, {turned_away} turned away, {spent:?} of processor time in {:?}, serving after",
-        full(),
-        LOOKED_AT * 2
-    );
-}
+    const LOOKED_AT: Duration = Duration::from_secs(3);
+    let database = Server::shared().database();
+    let setup = Broker::usual_setup(&database, Via::Tls);
+    let config = setup.write();
+    let mut command = Identity::broker().command_with_death_signal("prlimit", "TERM");
+    // Enough to start with and to serve one client, and less than the places that there are take.
+    command.args(["--nofile=27:27", "--"]).arg(binaries::credbrokerd());
+    command.arg("run").arg("--config").arg(config);
+    let broker = setup.start_by(command);
+    let (socket, door) = (broker.socket(), broker.door());
+    let before = processor_time(broker.pid());
+    let started = Instant::now();
+    let held: Vec<UnixStream> = (64_140..64_170)
+        .map(Identity::numbered)
+        .flat_map(|attacker| [attacker.connect(&socket), attacker.connect(&door)])
+        .map(|stream| stream.expect("the queue has room"))
+        .collect();
+    thread::sleep(LOOKED_AT.saturating_sub(started.elapsed()));
+    let (spent, took) = (processor_time(broker.pid()) - before, started.elapsed());
 
-fn has_hung_up(mut stream: &UnixStream) -> bool {
-    stream.set_nonblocking(true).expect("fcntl");
-    stream.read(&mut [0]).is_ok_and(|count| count == 0)
+    let log = broker.log();
+    let full: Vec<&str> = log.lines().filter(|line| line.contains("cannot accept")).collect();
+    let turned_away: usize = full
+        .iter()
+        .filter_map(|line| line.rsplit("turned_away=").next()?.parse::<usize>().ok())
+        .sum();
+    // A pause lies between two times, of each socket.
+    assert!((1..=150).contains(&full.len()), "met {} times: {log}", full.len());
+    assert!(turned_away > 0, "newcomers are left waiting: {log}");
+    assert!(spent < took / 2, "{spent:?} of processor time in {took:?}");
+    drop(held);
+    assert_eventually!(within Duration::from_secs(20), serves(&broker), "it does not serve");
+    println!(
+        "full table: met {} times, {turned_away} of 60 turned away, {spent:?} of processor time in {took:?}, serving after",
+        full.len()
+    );
 }
 
 /// User and system time of a process.
