@@ -49,7 +49,8 @@ impl Credentials {
                 Some((connection, version)) = news.recv() => rotated(&connection, version),
                 Some(_ended) = looks.join_next(), if !looks.is_empty() => {}
                 _ = tick.tick() => {
-                    if !keeper_is_gone && !self.shared.keeper.is_alive() {
+                    // Asked every time: it is reaped a moment after its socket closed.
+                    if !self.shared.keeper.is_alive() && !keeper_is_gone {
                         keeper_is_gone = true;
                         error!("the keeper process is gone: what programs gave stays as it is, until the broker is restarted");
                     }
