@@ -171,13 +171,17 @@ impl Credentials {
         arena: &Arena,
         keeper: &Keeper,
     ) -> Result<Self, SourceError> {
+        Self::of_sources(&sources(config), arena, keeper)
+    }
+
+    fn of_sources(
+        sources: &BTreeMap<ConnectionName, Arc<Source>>,
+        arena: &Arena,
+        keeper: &Keeper,
+    ) -> Result<Self, SourceError> {
         let mut state = State::default();
-        let sources: Vec<_> = config
-            .connections
-            .iter()
-            .map(|(name, configured)| (name, Arc::clone(&configured.source)))
-            .collect();
-        for some in sources.chunks(MAX_RUNNING) {
+        let all: Vec<_> = sources.iter().collect();
+        for some in all.chunks(MAX_RUNNING) {
             let begun = some.iter().map(|(_, source)| source.begin(arena, keeper));
             let begun = begun.collect::<Result<Vec<_>, _>>()?;
             for ((name, source), begun) in some.iter().zip(begun) {
@@ -191,15 +195,13 @@ impl Credentials {
             }
         }
         // Two connections may name one variable, so it goes when all have read it.
-        sources.iter().for_each(|(_, source)| source.wipe());
+        sources.values().for_each(|source| source.wipe());
+        let directories = sources.values().flat_map(|source| source.directories());
         let (news, told) = mpsc::unbounded_channel();
         let shared = Shared {
             arena: arena.clone(),
             keeper: keeper.clone(),
-            directories: config
-                .secret_directories()
-                .map(|path| path.canonicalize().unwrap_or(path))
-                .collect(),
+            directories: directories.map(|path| path.canonicalize().unwrap_or(path)).collect(),
             state: RwLock::new(state),
             news,
             told: Mutex::new(Some(told)),
@@ -337,9 +339,16 @@ impl Credentials {
     /// # Errors
     /// The first that cannot be read, or that needs what was fixed at the start.
     pub(crate) async fn prepare(&self, config: &Config) -> Result<Prepared, SourceError> {
+        self.prepare_sources(&sources(config)).await
+    }
+
+    async fn prepare_sources(
+        &self,
+        sources: &BTreeMap<ConnectionName, Arc<Source>>,
+    ) -> Result<Prepared, SourceError> {
         let mut connections = BTreeMap::new();
-        for (name, configured) in &config.connections {
-            let source = Arc::clone(&configured.source);
+        for (name, source) in sources {
+            let source = Arc::clone(source);
             let known = self.source(name);
             let change = if known.is_some_and(|known| known.is_same_as(&source)) {
                 Change::Keep
@@ -418,6 +427,11 @@ impl Credentials {
     fn state_mut(&self) -> RwLockWriteGuard<'_, State> {
         self.shared.state.write().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn sources(config: &Config) -> BTreeMap<ConnectionName, Arc<Source>> {
+    let sources = config.connections.iter();
+    sources.map(|(name, configured)| (name.clone(), Arc::clone(&configured.source))).collect()
 }
 
 impl State {
@@ -499,15 +513,260 @@ impl Entry {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::path::Path;
+    use std::time::Duration;
+
+    use tokio_util::sync::CancellationToken;
+
     use super::*;
     use crate::arena::BackendChoice;
+    use crate::source::tests::source;
+    use crate::source::{ExecSource, UsernameSource};
+
+    fn name(text: &str) -> ConnectionName {
+        ConnectionName::parse(text).unwrap()
+    }
+
+    fn slot(arena: &Arena, text: &[u8]) -> Slot {
+        let mut slot = arena.allocate(text.len()).unwrap();
+        slot.fill(|bytes| bytes.copy_from_slice(text));
+        slot
+    }
+
+    fn material(arena: &Arena, username: &str, password: &[u8]) -> Material {
+        Material { username: username.into(), password: slot(arena, password) }
+    }
+
+    fn shell(script: &str) -> ExecSource {
+        let argv = ["/bin/sh", "-c", script].map(str::to_owned).into();
+        ExecSource { argv, timeout: Duration::from_secs(20) }
+    }
+
+    fn file(path: &Path) -> Source {
+        source(SourceKind::File(path.to_owned()), UsernameSource::InSecret)
+    }
+
+    fn exec(command: ExecSource, refresh: Duration) -> Source {
+        source(SourceKind::Exec { command, refresh }, UsernameSource::InSecret)
+    }
+
+    /// Credentials of these sources, as a start reads them.
+    fn credentials(sources: Vec<(&str, Source)>) -> Credentials {
+        let arena = Arena::map(BackendChoice::Auto, 64 * 1024).unwrap();
+        let commands = sources.iter().filter_map(|(_, source)| source.command().cloned());
+        let keeper = Keeper::on_a_thread(commands.collect());
+        let sources = sources.into_iter().map(|(text, source)| (name(text), Arc::new(source)));
+        Credentials::of_sources(&sources.collect(), &arena, &keeper).unwrap()
+    }
+
+    fn password(credentials: &Credentials, connection: &str) -> Option<Vec<u8>> {
+        let credential = credentials.of(&name(connection))?;
+        Some(credential.password().expose(<[u8]>::to_vec))
+    }
 
     #[test]
     fn debug_shows_neither_user_nor_password() {
         let arena = Arena::map(BackendChoice::Auto, 64 * 1024).unwrap();
-        let mut slot = arena.allocate(6).unwrap();
-        slot.fill(|bytes| bytes.copy_from_slice(b"canary"));
-        let credential = Credential::new("app".into(), slot);
+        let credential = Credential::new("app".into(), slot(&arena, b"canary"));
         assert_eq!(format!("{credential:?}"), "[REDACTED]");
+        assert_eq!(format!("{:?}", material(&arena, "app", b"canary")), "[REDACTED]");
+    }
+
+    #[test]
+    fn versions_go_up_and_are_never_used_again() {
+        let store = || source(SourceKind::Store, UsernameSource::InSecret);
+        let credentials = credentials(vec![("a", store()), ("b", store())]);
+        let arena = credentials.shared.arena.clone();
+        let put = |connection: &str, password: &[u8]| {
+            let labels = BTreeMap::from([("from".to_owned(), "test".to_owned())]);
+            let secret = slot(&arena, password);
+            credentials.put(&name(connection), "app".into(), secret, None, labels)
+        };
+        assert!(credentials.of(&name("a")).is_none() && credentials.describe(&name("a")).is_none());
+        assert!(credentials.takes_put(&name("a")) && !credentials.takes_put(&name("c")));
+        assert_eq!([put("a", b"1"), put("a", b"2"), put("b", b"1")], [1, 2, 1]);
+        let view = credentials.describe(&name("a")).unwrap();
+        assert_eq!((view.version, view.persistent, view.labels.len()), (2, false, 1));
+        assert!(credentials.delete(&name("a")) && !credentials.delete(&name("a")));
+        assert_eq!(put("a", b"2"), 3);
+        assert_eq!(password(&credentials, "a").unwrap(), b"2");
+    }
+
+    #[test]
+    fn only_what_differs_is_another_version() {
+        let credentials =
+            credentials(vec![("a", source(SourceKind::Store, UsernameSource::InSecret))]);
+        let arena = credentials.shared.arena.clone();
+        let adopt =
+            |user: &str, word: &[u8]| credentials.adopt(&name("a"), material(&arena, user, word));
+        assert_eq!(adopt("app", b"one"), Some(1));
+        assert_eq!(adopt("app", b"one"), None);
+        assert_eq!(adopt("app", b"onf"), Some(2));
+        assert_eq!(adopt("app", b"on"), Some(3));
+        assert_eq!(adopt("apq", b"on"), Some(4));
+        assert_eq!(credentials.adopt(&name("b"), material(&arena, "app", b"x")), None);
+    }
+
+    #[tokio::test]
+    async fn a_source_that_fails_keeps_the_last_good_credential_and_recovers() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("secret");
+        fs::write(&path, "app:one").unwrap();
+        let credentials = credentials(vec![("a", file(&path))]);
+        let a = name("a");
+        assert_eq!(credentials.reread(&a).await.unwrap(), None);
+        for nonsense in ["", "nocolon", "app:", "app:a\0b"] {
+            fs::write(&path, nonsense).unwrap();
+            credentials.reread(&a).await.unwrap_err();
+            let view = credentials.describe(&a).unwrap();
+            assert_eq!(view.version, 1);
+            assert!(view.stale_since.is_some() && view.last_problem.is_some(), "{view:?}");
+            assert_eq!(password(&credentials, "a").unwrap(), b"one");
+        }
+        fs::write(&path, "app:two").unwrap();
+        assert_eq!(credentials.reread(&a).await.unwrap(), Some(2));
+        let view = credentials.describe(&a).unwrap();
+        assert_eq!((view.stale_since, view.last_problem), (None, None));
+    }
+
+    #[tokio::test]
+    async fn many_who_ask_at_once_are_answered_by_one_run() {
+        let root = tempfile::tempdir().unwrap();
+        let (runs, word) = (root.path().join("runs"), root.path().join("word"));
+        fs::write(&word, "one").unwrap();
+        let script =
+            format!("echo run >>{}; sleep 0.2; echo app:$(cat {})", runs.display(), word.display());
+        let source = exec(shell(&script), Duration::from_secs(600));
+        let credentials = credentials(vec![("a", source)]);
+        fs::write(&word, "two").unwrap();
+        let a = name("a");
+        let mut asking = tokio::task::JoinSet::new();
+        for _ in 0..50 {
+            let (credentials, a) = (credentials.clone(), a.clone());
+            asking.spawn(async move { credentials.reread(&a).await.unwrap() });
+        }
+        let answers = asking.join_all().await;
+        assert!(answers.iter().all(|version| *version == Some(2)), "{answers:?}");
+        let runs = fs::read_to_string(&runs).unwrap().lines().count();
+        assert!((2..=3).contains(&runs), "{runs} runs, one of them at the start");
+    }
+
+    #[tokio::test]
+    async fn a_broken_program_says_how_and_nothing_of_what_it_said() {
+        let scripts = [
+            ("echo app:canary; exit 3", "ended with status 3"),
+            ("echo app:canary; kill -9 $$", "was ended by signal 9"),
+            ("yes canary", "printed more than 16384 bytes"),
+            ("echo canary >&2; exit 1", "ended with status 1"),
+            ("echo canary", "username:password"),
+        ];
+        let root = tempfile::tempdir().unwrap();
+        for (script, says) in scripts {
+            let flag = root.path().join("broken");
+            let _absent = fs::remove_file(&flag);
+            let script = format!("[ -e {} ] || exec echo app:good; {script}", flag.display());
+            let source = exec(shell(&script), Duration::from_secs(600));
+            let credentials = credentials(vec![("a", source)]);
+            fs::write(&flag, "").unwrap();
+            let error = credentials.reread(&name("a")).await.unwrap_err();
+            let told = format!("{error} {error:?} {:?}", credentials.describe(&name("a")));
+            assert!(told.contains(says), "{told}");
+            assert!(!told.replace(&script, "").contains("canary"), "{told}");
+            assert_eq!(password(&credentials, "a").unwrap(), b"good");
+        }
+    }
+
+    #[tokio::test]
+    async fn files_are_watched_and_programs_asked_again() {
+        let root = tempfile::tempdir().unwrap();
+        let (path, word) = (root.path().join("secret"), root.path().join("word"));
+        fs::write(&path, "app:one").unwrap();
+        fs::write(&word, "app:one").unwrap();
+        let command = shell(&format!("cat {}", word.display()));
+        let credentials = credentials(vec![
+            ("exec", exec(command, Duration::from_secs(1))),
+            ("file", file(&path)),
+        ]);
+        let stopped = CancellationToken::new();
+        let (told, mut news) = mpsc::unbounded_channel();
+        let refresh =
+            credentials.clone().run_refresh(stopped.clone(), move |connection, version| {
+                told.send((connection.to_string(), version)).unwrap();
+            });
+        let mut tasks = tokio::task::JoinSet::new();
+        tasks.spawn(refresh);
+        let changed = Instant::now();
+        fs::write(root.path().join("new"), "app:two").unwrap();
+        fs::rename(root.path().join("new"), &path).unwrap();
+        fs::write(&word, "app:two").unwrap();
+        let mut heard = vec![news.recv().await.unwrap(), news.recv().await.unwrap()];
+        heard.sort();
+        assert_eq!(heard, [("exec".to_owned(), 2), ("file".to_owned(), 2)]);
+        assert!(changed.elapsed() < Duration::from_secs(10), "{:?}", changed.elapsed());
+        assert_eq!(password(&credentials, "file").unwrap(), b"two");
+        stopped.cancel();
+        assert!(tasks.join_next().await.unwrap().is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_reload_keeps_what_stays_and_is_refused_what_needs_a_restart() {
+        let root = tempfile::tempdir().unwrap();
+        let at = |file: &str| root.path().join(file);
+        for file in ["a", "b"] {
+            fs::write(at(file), format!("app:{file}")).unwrap();
+        }
+        let command = shell("echo app:x");
+        let credentials = credentials(vec![
+            ("gone", file(&at("a"))),
+            ("moved", file(&at("a"))),
+            ("same", file(&at("a"))),
+            ("program", exec(command.clone(), Duration::from_secs(600))),
+            ("put", source(SourceKind::Store, UsernameSource::InSecret)),
+        ]);
+        let secret = slot(&credentials.shared.arena, b"put");
+        credentials.put(&name("put"), "app".into(), secret, None, BTreeMap::new());
+        let sources = |more: Vec<(&str, Source)>| {
+            let more = more.into_iter().map(|(text, source)| (name(text), Arc::new(source)));
+            more.collect::<BTreeMap<_, _>>()
+        };
+        let usual = |moved: &str| {
+            vec![
+                ("moved", file(&at(moved))),
+                ("same", file(&at("a"))),
+                ("new", file(&at("b"))),
+                // Asked more often: that needs no restart.
+                ("program", exec(command.clone(), Duration::from_secs(1))),
+                ("put", source(SourceKind::Store, UsernameSource::InSecret)),
+            ]
+        };
+        let refusals = [
+            (exec(shell("id"), Duration::from_secs(600)), "programs are settled at the start"),
+            (source(SourceKind::Env("HOME".into()), UsernameSource::InSecret), "environment"),
+            (file(Path::new("/etc/hostname")), "sandbox"),
+            (file(&at("absent")), "absent"),
+        ];
+        for (bad, says) in refusals {
+            let mut all = usual("b");
+            all.push(("zzz", bad));
+            let error = credentials.prepare_sources(&sources(all)).await.unwrap_err();
+            assert!(error.to_string().contains(says), "{error}");
+        }
+        assert_eq!(password(&credentials, "moved").unwrap(), b"a", "nothing changed");
+
+        let prepared = credentials.prepare_sources(&sources(usual("b"))).await.unwrap();
+        assert!(credentials.of(&name("gone")).is_some(), "nothing changed yet");
+        let changed = credentials.commit(prepared);
+        assert_eq!(changed, [(name("moved"), 2), (name("new"), 1)]);
+        assert!(credentials.of(&name("gone")).is_none());
+        for (connection, version) in [("same", 1), ("program", 1), ("put", 1), ("moved", 2)] {
+            assert_eq!(
+                credentials.of(&name(connection)).unwrap().version(),
+                version,
+                "{connection}"
+            );
+        }
+        let prepared = credentials.prepare_sources(&sources(usual("a"))).await.unwrap();
+        assert_eq!(credentials.commit(prepared), [(name("moved"), 3)]);
     }
 }

@@ -128,14 +128,14 @@ impl Keeper {
         let number = self.number(command).ok_or_else(|| ExecFault::unknown(program))?;
         let (ours, theirs) = sockets().map_err(|error| ExecFault::io(program, error))?;
         let run = Run::new(command, ours, arena)?;
-        send(&self.shared.socket, &Request::Run(number).encode(), Some(theirs.as_fd())).map_err(
-            |error| match error.kind() {
-                io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => {
-                    ExecFault::keeper_gone(program)
-                }
-                _ => ExecFault::io(program, error),
-            },
-        )?;
+        let request = Request::Run(number).encode();
+        send(&self.shared.socket, &request, Some(theirs.as_fd())).map_err(|error| {
+            if self.is_alive() {
+                ExecFault::io(program, error)
+            } else {
+                ExecFault::keeper_gone(program)
+            }
+        })?;
         Ok(run)
     }
 

@@ -36,6 +36,8 @@ mod revocation;
 mod rpc;
 #[path = "e2e/secrecy.rs"]
 mod secrecy;
+#[path = "e2e/sources.rs"]
+mod sources;
 #[path = "e2e/upstream.rs"]
 mod upstream;
 #[path = "e2e/whole_path.rs"]

@@ -11,7 +11,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info};
+use tracing::error;
 
 use super::Credentials;
 use crate::connection::ConnectionName;
@@ -49,7 +49,8 @@ impl Credentials {
                 Some((connection, version)) = news.recv() => rotated(&connection, version),
                 Some(_ended) = looks.join_next(), if !looks.is_empty() => {}
                 _ = tick.tick() => {
-                    if !keeper_is_gone && !self.shared.keeper.is_alive() {
+                    // Asked every time: it is reaped a moment after its socket closed.
+                    if !self.shared.keeper.is_alive() && !keeper_is_gone {
                         keeper_is_gone = true;
                         error!("the keeper process is gone: what programs gave stays as it is, until the broker is restarted");
                     }
@@ -90,7 +91,9 @@ impl Credentials {
             entry.reading.began = Some(began);
         }
         let loaded = source.load(&self.shared.arena, &self.shared.keeper).await;
-        self.conclude(connection, &source, began, loaded)
+        self.conclude(connection, &source, began, loaded)?;
+        let now = self.of(connection).map(|current| current.version());
+        Ok(now.filter(|_| now != before))
     }
 
     fn conclude(
@@ -99,26 +102,25 @@ impl Credentials {
         source: &Arc<Source>,
         began: Instant,
         loaded: Result<Option<Loaded>, SourceError>,
-    ) -> Result<Option<u64>, SourceError> {
+    ) -> Result<(), SourceError> {
         let mut state = self.state_mut();
         let entry = state.entries.get_mut(connection);
         // A reload may have given the connection another source meanwhile.
         let Some(entry) = entry.filter(|entry| Arc::ptr_eq(&entry.source, source)) else {
-            return Ok(None);
+            return Ok(());
         };
         match loaded {
-            Ok(None) => Ok(None),
+            Ok(None) => Ok(()),
             Ok(Some(Loaded { material, stamp })) => {
                 entry.mended(connection);
                 entry.looked(Some(stamp), began);
                 let version = state.adopt(connection, material);
                 drop(state);
                 if let Some(version) = version {
-                    info!(%connection, version, "the source has another credential");
                     // Nobody listens before the task runs and after it ends.
                     let _ = self.shared.news.send((connection.clone(), version));
                 }
-                Ok(version)
+                Ok(())
             }
             Err(error) => {
                 entry.failed(connection, &error);

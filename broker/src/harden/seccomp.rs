@@ -57,12 +57,51 @@ pub(super) fn install_but_for_programs() -> io::Result<()> {
 }
 
 fn refuse(calls: &[&[libc::c_long]]) -> io::Result<()> {
+    apply_filter_all_threads(&program(calls)?).map_err(io::Error::other)
+}
+
+fn program(calls: &[&[libc::c_long]]) -> io::Result<BpfProgram> {
     let rules: BTreeMap<i64, Vec<_>> =
         calls.iter().copied().flatten().map(|call| (*call, Vec::new())).collect();
     let refused = SeccompAction::Errno(libc::EPERM.unsigned_abs());
     let arch = TargetArch::try_from(std::env::consts::ARCH).map_err(io::Error::other)?;
     let filter =
         SeccompFilter::new(rules, SeccompAction::Allow, refused, arch).map_err(io::Error::other)?;
-    let program = BpfProgram::try_from(filter).map_err(io::Error::other)?;
-    apply_filter_all_threads(&program).map_err(io::Error::other)
+    BpfProgram::try_from(filter).map_err(io::Error::other)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    /// On a thread of its own: the filter stays for as long as that lives.
+    fn behind(calls: &'static [&'static [libc::c_long]], program_to_run: &'static str) -> String {
+        let thread = std::thread::spawn(move || {
+            seccompiler::apply_filter(&program(calls).unwrap()).unwrap();
+            match Command::new(program_to_run).arg("--help").output() {
+                Ok(output) => format!("ran: {}", output.status),
+                Err(error) => format!("refused: {:?}", error.kind()),
+            }
+        });
+        thread.join().unwrap()
+    }
+
+    #[test]
+    fn the_broker_starts_no_program_and_the_keeper_does() {
+        assert_eq!(behind(&[PROGRAMS, REFUSED], "/bin/true"), "refused: PermissionDenied");
+        assert_eq!(behind(&[REFUSED], "/bin/true"), "ran: exit status: 0");
+    }
+
+    #[test]
+    fn what_the_keeper_starts_is_refused_the_rest_too() {
+        let script = "unshare --user true 2>/dev/null && echo unshared";
+        let thread = std::thread::spawn(move || {
+            seccompiler::apply_filter(&program(&[REFUSED]).unwrap()).unwrap();
+            Command::new("/bin/sh").args(["-c", script]).output().unwrap()
+        });
+        let output = thread.join().unwrap();
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "");
+    }
 }

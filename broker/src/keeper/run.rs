@@ -5,7 +5,7 @@
 
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -66,8 +66,7 @@ pub(crate) struct Run {
     /// Absent before the program runs, and after its output ended.
     pipe: Option<OwnedFd>,
     output: Intake,
-    /// Whether the output has ended.
-    complete: bool,
+    started: bool,
     fate: Option<Fate>,
 }
 
@@ -92,7 +91,7 @@ impl Run {
             reply,
             pipe: None,
             output,
-            complete: false,
+            started: false,
             fate: None,
         })
     }
@@ -102,7 +101,8 @@ impl Run {
         while !self.advance()? {
             let left = self.deadline.saturating_duration_since(Instant::now());
             let left = Timespec::try_from(left).unwrap_or(Timespec { tv_sec: 0, tv_nsec: 0 });
-            let mut fds = [PollFd::from_borrowed_fd(self.waits_for(), PollFlags::IN)];
+            let mut fds = vec![PollFd::new(&self.reply, PollFlags::IN)];
+            fds.extend(self.pipe.as_ref().map(|pipe| PollFd::new(pipe, PollFlags::IN)));
             match poll(&mut fds, Some(&left)) {
                 Ok(0) => return Err(self.fault(Why::TimedOut(self.timeout))),
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
@@ -115,7 +115,15 @@ impl Run {
     /// Waits for the end.
     pub(crate) async fn finished(mut self) -> Result<Slot, ExecFault> {
         while !self.advance()? {
-            let readable = sys::readable(self.waits_for());
+            let readable = async {
+                let Some(pipe) = &self.pipe else {
+                    return sys::readable(self.reply.as_fd()).await;
+                };
+                tokio::select! {
+                    readable = sys::readable(self.reply.as_fd()) => readable,
+                    readable = sys::readable(pipe.as_fd()) => readable,
+                }
+            };
             match tokio::time::timeout_at(self.deadline.into(), readable).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => return Err(self.fault(Why::Io(error))),
@@ -125,22 +133,14 @@ impl Run {
         self.conclude()
     }
 
-    fn waits_for(&self) -> BorrowedFd<'_> {
-        self.pipe.as_ref().unwrap_or(&self.reply).as_fd()
-    }
-
     /// Takes what is there. Whether nothing more will come.
+    ///
+    /// The keeper is listened to first: what is in the pipe when the program has ended is all
+    /// that it said, though something that it started may hold the pipe open for long.
     fn advance(&mut self) -> Result<bool, ExecFault> {
-        loop {
-            let stepped = match &self.pipe {
-                Some(_) => self.read_output()?,
-                None if self.fate.is_some() => return Ok(true),
-                None => self.read_reply()?,
-            };
-            if !stepped {
-                return Ok(false);
-            }
-        }
+        while self.fate.is_none() && self.read_reply()? {}
+        while self.read_output()? {}
+        Ok(self.fate.is_some())
     }
 
     fn read_output(&mut self) -> Result<bool, ExecFault> {
@@ -148,8 +148,8 @@ impl Run {
         match self.output.take_from(pipe) {
             Ok(Taken::Some) => Ok(true),
             Ok(Taken::End) => {
-                (self.pipe, self.complete) = (None, true);
-                Ok(true)
+                self.pipe = None;
+                Ok(false)
             }
             Ok(Taken::NothingYet) => Ok(false),
             Err(IntakeFault::TooLong) => Err(self.fault(Why::TooLong)),
@@ -166,10 +166,10 @@ impl Run {
             Err(error) => return Err(self.fault(Why::Io(error))),
         };
         match (Reply::decode(&bytes), fd) {
-            (Some(Reply::Started), Some(pipe)) if !self.complete => {
+            (Some(Reply::Started), Some(pipe)) if !self.started => {
                 let flags = fcntl_setfl(&pipe, OFlags::NONBLOCK);
                 flags.map_err(|errno| self.fault(Why::Io(errno.into())))?;
-                self.pipe = Some(pipe);
+                (self.pipe, self.started) = (Some(pipe), true);
             }
             (Some(Reply::Ended(fate)), None) => self.fate = Some(fate),
             (Some(Reply::Failed(errno)), None) => {
@@ -188,7 +188,7 @@ impl Run {
     /// The output, if the program said that all is well.
     fn conclude(self) -> Result<Slot, ExecFault> {
         match self.fate {
-            Some(Fate::Exited(0)) if self.complete => Ok(self.output.finish()),
+            Some(Fate::Exited(0)) if self.started => Ok(self.output.finish()),
             Some(Fate::Exited(status)) => Err(self.fault(Why::Status(status))),
             Some(Fate::Killed(signal)) => Err(self.fault(Why::Signal(signal))),
             Some(Fate::TimedOut) => Err(self.fault(Why::TimedOut(self.timeout))),

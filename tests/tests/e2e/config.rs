@@ -53,6 +53,9 @@ fn every_fault_ends_the_start_with_a_line_that_helps() {
         let setup = Setup::new();
         let _secret = setup.secret_file("main_db", &format!("app:{}", password.reveal()));
         let _secret = setup.secret_file("no-colon", "thereisnocolonhere");
+        fs::create_dir(setup.path("etc/half")).expect("a directory");
+        give(&setup.path("etc/half"), &Identity::broker()).expect("chown");
+        let _half = setup.broker_file("etc/half/password", password.reveal());
         fs::write(setup.path("etc/unreadable.secret"), password.reveal()).expect("a file");
         let unreadable = Permissions::from_mode(0o000);
         fs::set_permissions(setup.path("etc/unreadable.secret"), unreadable).expect("chmod");
