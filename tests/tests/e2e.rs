@@ -28,6 +28,8 @@ mod revocation;
 mod rpc;
 #[path = "e2e/secrecy.rs"]
 mod secrecy;
+#[path = "e2e/tampering.rs"]
+mod tampering;
 #[path = "e2e/upstream.rs"]
 mod upstream;
 #[path = "e2e/whole_path.rs"]
