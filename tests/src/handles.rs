@@ -109,7 +109,8 @@ impl Handles {
         self.revoke_by(revoke_handle_request::Handle::Id(id.into()))
     }
 
-    /// Asks for a handle `count` times, up to 64 at once, and gives the refusals.
+    /// Asks for a handle `count` times, up to 16 at once (the broker takes no more
+    /// on one connection), and gives the refusals.
     #[must_use]
     pub fn flood(&self, connection: &str, count: usize) -> Vec<Refusal> {
         use futures_util::StreamExt as _;
@@ -119,7 +120,7 @@ impl Handles {
             let request = request.clone();
             async move { client.issue_handle(request).await.err().map(Refusal::from) }
         });
-        let calls = futures_util::stream::iter(calls).buffer_unordered(64);
+        let calls = futures_util::stream::iter(calls).buffer_unordered(16);
         self.runtime.block_on(calls.filter_map(async |refusal| refusal).collect())
     }
 

@@ -1,5 +1,6 @@
 //! The database at the other end: who it must be, and what happens when it is not.
 
+use credbroker_e2e::assert_eventually;
 use credbroker_e2e::broker::{Broker, Setup, Via};
 use credbroker_e2e::canary::Canary;
 use credbroker_e2e::frontend::ServerError;
@@ -23,11 +24,11 @@ fn assert_refused(setup: Setup, database: &Database, reason: &str) {
         assert!(!text.contains(leak), "{leak} stands in {text}");
     }
     let log = broker.log();
-    let audit: Vec<String> = broker.audit().records().iter().map(|r| r.line()).collect();
-    assert!(
-        audit.iter().any(|line| line.to_uppercase().contains(reason)),
+    let audit = || broker.audit().records().iter().map(|r| r.line()).collect::<Vec<_>>();
+    assert_eventually!(
+        audit().iter().any(|line| line.to_uppercase().contains(reason)),
         "no {reason} in the audit log:\n{}\nthe broker said:\n{log}",
-        audit.join("\n")
+        audit().join("\n")
     );
     assert!(!log.contains(database.canary().reveal()));
     assert_eq!(database.backends(), 0);
