@@ -581,7 +581,12 @@ mod tests {
         let put = |connection: &str, password: &[u8]| {
             let labels = BTreeMap::from([("from".to_owned(), "test".to_owned())]);
             let secret = slot(&arena, password);
-            credentials.put(&name(connection), "app".into(), secret, None, labels)
+            credentials.put(
+                &name(connection),
+                Material { username: "app".into(), password: secret },
+                None,
+                labels,
+            )
         };
         assert!(credentials.of(&name("a")).is_none() && credentials.describe(&name("a")).is_none());
         assert!(credentials.takes_put(&name("a")) && !credentials.takes_put(&name("c")));
@@ -598,14 +603,15 @@ mod tests {
         let credentials =
             credentials(vec![("a", source(SourceKind::Store, UsernameSource::InSecret))]);
         let arena = credentials.shared.arena.clone();
-        let adopt =
-            |user: &str, word: &[u8]| credentials.adopt(&name("a"), material(&arena, user, word));
+        let adopt = |user: &str, word: &[u8]| {
+            credentials.state_mut().adopt(&name("a"), material(&arena, user, word))
+        };
         assert_eq!(adopt("app", b"one"), Some(1));
         assert_eq!(adopt("app", b"one"), None);
         assert_eq!(adopt("app", b"onf"), Some(2));
         assert_eq!(adopt("app", b"on"), Some(3));
         assert_eq!(adopt("apq", b"on"), Some(4));
-        assert_eq!(credentials.adopt(&name("b"), material(&arena, "app", b"x")), None);
+        assert_eq!(credentials.state_mut().adopt(&name("b"), material(&arena, "app", b"x")), None);
     }
 
     #[tokio::test]
@@ -725,7 +731,8 @@ mod tests {
             ("put", source(SourceKind::Store, UsernameSource::InSecret)),
         ]);
         let secret = slot(&credentials.shared.arena, b"put");
-        credentials.put(&name("put"), "app".into(), secret, None, BTreeMap::new());
+        let put = Material { username: "app".into(), password: secret };
+        credentials.put(&name("put"), put, None, BTreeMap::new());
         let sources = |more: Vec<(&str, Source)>| {
             let more = more.into_iter().map(|(text, source)| (name(text), Arc::new(source)));
             more.collect::<BTreeMap<_, _>>()

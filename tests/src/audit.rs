@@ -1,9 +1,17 @@
-//! The audit file, read as a consumer would: JSON Lines, a sequence without gaps, a chain.
+//! The audit file, read as a consumer would: JSON Lines, a sequence without gaps, a chain; and
+//! verified as an operator would, by the command line.
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use serde_json::Value;
+
+use crate::binaries;
+use crate::process::{output, transcript};
+use crate::wait::PATIENCE;
+
+pub mod disk;
 
 /// The file and what can be asked of it.
 #[derive(Debug, Clone)]
@@ -26,6 +34,16 @@ impl AuditLog {
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// It and its rotated files, oldest first.
+    #[must_use]
+    pub fn files(&self) -> Vec<PathBuf> {
+        let rotated = |number: u32| PathBuf::from(format!("{}.{number}", self.path.display()));
+        let mut files: Vec<_> = (1..).map(rotated).take_while(|path| path.exists()).collect();
+        files.reverse();
+        files.push(self.path.clone());
+        files
     }
 
     /// All complete records, in the order of the file. A last line that is being written is
@@ -63,6 +81,49 @@ impl AuditLog {
             assert_eq!(after.text("prev"), before.text("hash"), "{after:?}");
         }
     }
+}
+
+/// What `credbroker audit verify` said.
+#[derive(Debug, Clone)]
+pub struct Verified {
+    /// Its exit status: 0, or 65 for a broken log.
+    pub code: i32,
+    /// Its JSON document.
+    pub report: Value,
+}
+
+impl Verified {
+    /// Where and how the log is broken.
+    #[must_use]
+    pub fn message(&self) -> &str {
+        self.report["broken"]["message"].as_str().unwrap_or_default()
+    }
+
+    /// A number of the report.
+    ///
+    /// # Panics
+    /// When there is none of that name.
+    #[must_use]
+    pub fn number(&self, name: &str) -> u64 {
+        self.report[name].as_u64().unwrap_or_else(|| panic!("no {name} in {}", self.report))
+    }
+}
+
+/// Runs `credbroker audit verify` with `options` on `files`.
+///
+/// # Panics
+/// When it ends in another way than with a report.
+#[must_use]
+pub fn verify(options: &[&str], files: &[impl AsRef<Path>]) -> Verified {
+    let mut command = Command::new(binaries::credbroker());
+    command.args(["--output", "json", "audit", "verify"]).args(options);
+    command.args(files.iter().map(AsRef::as_ref));
+    let done = output(&mut command, PATIENCE);
+    let code = done.status.code().unwrap_or_default();
+    let report: Value = serde_json::from_slice(&done.stdout)
+        .unwrap_or_else(|error| panic!("{error}: {}", transcript(&done)));
+    assert_eq!(code, if report["whole"] == true { 0 } else { 65 }, "{report}");
+    Verified { code, report }
 }
 
 impl Record {

@@ -114,6 +114,21 @@ impl Handles {
         self.revoke_by(revoke_handle_request::Handle::Id(id.into()))
     }
 
+    /// Asks for a handle `count` times, up to 16 at once (the broker takes no more
+    /// on one connection), and gives the refusals.
+    #[must_use]
+    pub fn flood(&self, connection: &str, count: usize) -> Vec<Refusal> {
+        use futures_util::StreamExt as _;
+        let request = IssueHandleRequest { connection: connection.into(), ..Default::default() };
+        let calls = (0..count).map(|_| {
+            let mut client = HandleServiceClient::new(self.channel.clone());
+            let request = request.clone();
+            async move { client.issue_handle(request).await.err().map(Refusal::from) }
+        });
+        let calls = futures_util::stream::iter(calls).buffer_unordered(16);
+        self.runtime.block_on(calls.filter_map(async |refusal| refusal).collect())
+    }
+
     fn revoke_by(&self, handle: revoke_handle_request::Handle) -> Result<u32, Refusal> {
         let request = RevokeHandleRequest { handle: Some(handle) };
         let response = self.call(async |mut client| client.revoke_handle(request).await)?;

@@ -38,6 +38,8 @@ mod rpc;
 mod secrecy;
 #[path = "e2e/sources.rs"]
 mod sources;
+#[path = "e2e/tampering.rs"]
+mod tampering;
 #[path = "e2e/upstream.rs"]
 mod upstream;
 #[path = "e2e/whole_path.rs"]

@@ -345,7 +345,14 @@ fn secret_fault(fault: &SourceFault) -> Why {
         SourceFault::NoUsername | SourceFault::BadUsername => {
             "be of the form username:password where no username is given"
         }
-        _ => "be readable",
+        SourceFault::File { .. }
+        | SourceFault::Untrusted { .. }
+        | SourceFault::NoVariable { .. }
+        | SourceFault::NoSystemd { .. }
+        | SourceFault::Changing
+        | SourceFault::Exec(_)
+        | SourceFault::RestartRequired(_)
+        | SourceFault::BrokenOff => "be readable",
     };
     Why::InvalidRequest { field: "secret", must }
 }

@@ -79,7 +79,6 @@ impl Lines {
     }
 
     /// The next line without its newline.
-    #[expect(clippy::type_complexity, reason = "a line, its fault, the end, or no file")]
     fn next(&mut self) -> Result<Option<Result<&[u8], Fault>>, ReadError> {
         self.bytes.clear();
         self.line += 1;

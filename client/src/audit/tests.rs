@@ -103,6 +103,12 @@ fn check(lines: &[String], keys: Keys, noted: &[Head]) -> Report {
     verifier.finish()
 }
 
+/// What a line says, without its place in the chain.
+fn said(line: &str) -> &str {
+    let (_, said) = line.split_once("\"broker\":\"host\",").unwrap();
+    said.split_once(",\"prev\"").unwrap().0
+}
+
 fn fault(report: &Report) -> Option<&Fault> {
     report.broken.as_ref().map(|broken| &broken.fault)
 }
@@ -188,7 +194,7 @@ fn who_makes_the_chain_anew_needs_the_key() {
     forged.checkpoint();
     let line = forged.lines.pop().unwrap().replace(&public(&pair(9)), &public(&ours.key));
     forged.head = Head { seq: 1, ..forged.head };
-    let said = &line[line.find("\"event\"").unwrap()..line.find(",\"prev\"").unwrap()];
+    let said = said(&line);
     let mut again = Log::new(1, None);
     again.start();
     again.record(said);
@@ -215,7 +221,7 @@ fn a_signing_key_vouches_for_the_keys_of_starts() {
 fn a_checkpoint_cannot_be_moved_to_another_place() {
     let log = Log::usual(1, None, 2);
     let line = log.lines.last().unwrap();
-    let said = &line[line.find("\"event\"").unwrap()..line.find(",\"prev\"").unwrap()];
+    let said = said(line);
     let mut moved = Log::usual(1, None, 3);
     moved.lines.pop();
     let before = moved.lines.last().unwrap();
@@ -244,21 +250,19 @@ fn a_record_that_can_be_read_in_two_ways_is_none() {
     // Its key and signature are right, and there is more beside them.
     let mut log = Log::usual(1, None, 0);
     let line = log.lines.pop().unwrap();
-    let said = &line[line.find("\"event\"").unwrap()..line.find(",\"prev\"").unwrap()];
+    let said = said(&line);
     log.head = Head { seq: 1, hash: Line::parse(log.lines[0].as_bytes()).unwrap().hash };
     for said in [
         said.replace("\"detail\":{", "\"detail\":{\"a\":1,"),
+        said.replace("\"detail\":{", "\"detail\": {"),
         said.replace("done", "failed"),
-        said.replace("\"detail\": {", "\"detail\":{ "),
         format!("{said},\"purpose\":\"x\""),
     ] {
         let mut changed = Log { lines: log.lines.clone(), ..Log::new(1, None) };
         changed.head = log.head;
         changed.record(&said);
-        if said.contains("\"a\":1") || said.contains("failed") || said.contains("purpose") {
-            let report = changed.verify(Keys::none(), &[]);
-            assert_eq!(fault(&report), Some(&Fault::NotARecord), "{said}");
-        }
+        let report = changed.verify(Keys::none(), &[]);
+        assert_eq!(fault(&report), Some(&Fault::NotARecord), "{said}");
     }
 }
 

@@ -118,7 +118,7 @@ fn the_posture_says_the_same_everywhere_and_hides_nothing() {
         names.push(name.to_owned());
     }
     let extra: Vec<_> = recorded.keys().filter(|name| !names.contains(name)).collect();
-    assert_eq!(extra, ["version"]);
+    assert_eq!(extra, ["key", "version"]);
     for (name, expected) in [
         ("dumpable", "no"),
         ("core_limit", "0"),

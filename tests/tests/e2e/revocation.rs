@@ -55,6 +55,7 @@ fn a_revoke_cuts_a_running_query_and_ends_it_in_the_database() {
         "the end of the session is recorded"
     );
     let audit = broker.audit();
+    assert_eventually!(audit.of("handle.revoked").len() == 1, "the revoke is recorded");
     let handle = Some(issued.handle.id.as_str());
     assert_eq!(audit.of("handle.revoked")[0].text("handle"), handle);
     audit.assert_chained();
@@ -107,6 +108,7 @@ fn g5_a_role_cannot_keep_its_backend_with_settings_of_its_own() {
     assert_eq!(service.revoke(&issued.token), Ok(1));
     assert_cut(session, &database);
     let audit = broker.audit();
+    assert_eventually!(audit.of("session.closed").len() == 1, "the end is recorded");
     assert!(
         audit.of("session.closed").iter().all(|record| record.text("reason") == Some("revoked"))
     );

@@ -64,7 +64,7 @@ fn unreadable(error: ReadError) -> Failure {
     match error {
         ReadError::NoKeys { .. } => Failure::new(Exit::Usage, "KEY", error.to_string()),
         // The enum may grow.
-        _ => Failure::new(Exit::NoInput, "INPUT", error.to_string()),
+        ReadError::Io { .. } | _ => Failure::new(Exit::NoInput, "INPUT", error.to_string()),
     }
 }
 
