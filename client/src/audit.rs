@@ -233,10 +233,7 @@ impl Verifier {
         }
     }
 
-    /// What was found, when no line is left.
-    ///
-    /// # Errors
-    /// The report with the break that shows only now.
+    /// What was found, when no line is left; a cut end shows only now.
     #[must_use]
     pub fn finish(self) -> Report {
         let Self { noted, mut report, .. } = self;

@@ -83,6 +83,25 @@ pub fn scan(pid: u32, patterns: &[Pattern]) -> io::Result<Scan> {
     Ok(found)
 }
 
+/// What the arena of process `pid` holds, where it can be read (`backend = "memfd"`).
+///
+/// # Errors
+/// When the process is gone, or its arena may not be read.
+pub fn read_arena(pid: u32) -> io::Result<Vec<u8>> {
+    let maps = fs::read_to_string(format!("/proc/{pid}/maps"))?;
+    let memory = File::open(format!("/proc/{pid}/mem"))?;
+    let mut all = Vec::new();
+    for mapping in maps.lines().filter_map(Mapping::parse) {
+        if mapping.readable && is_arena(&mapping.name) {
+            let len = usize::try_from(mapping.end - mapping.start).unwrap_or_default();
+            let mut bytes = vec![0; len];
+            memory.read_exact_at(&mut bytes, mapping.start)?;
+            all.extend(bytes);
+        }
+    }
+    Ok(all)
+}
+
 /// Looks for `patterns` outside the memory of process `pid`: in its environment, its command
 /// line, and the regular files that it has open. Gives `place: form` for each copy.
 ///

@@ -10,10 +10,12 @@ use std::thread;
 use credbroker_e2e::assert_eventually;
 use credbroker_e2e::audit::{Verified, verify};
 use credbroker_e2e::broker::{Broker, Via};
-use credbroker_e2e::identity::Identity;
+use credbroker_e2e::canary::Pattern;
+use credbroker_e2e::identity::{Identity, several_or_say};
+use credbroker_e2e::memory;
 use credbroker_e2e::postgres::Server;
 use data_encoding::HEXLOWER;
-use ring::digest::{SHA256, digest};
+use ring::digest::{SHA256, SHA512, digest};
 use ring::rand::{SecureRandom as _, SystemRandom};
 use ring::signature::{Ed25519KeyPair, KeyPair as _};
 use rustix::process::Signal;
@@ -129,6 +131,12 @@ fn random(below: usize) -> usize {
     SystemRandom::new().fill(&mut bytes).expect("the kernel has randomness");
     usize::try_from(u64::from_be_bytes(bytes) % u64::try_from(below).expect("small"))
         .expect("small")
+}
+
+/// For the run's log.
+#[expect(clippy::print_stdout, reason = "each proof prints its number")]
+fn say(number: &str) {
+    println!("{number}");
 }
 
 #[test]
@@ -310,4 +318,77 @@ fn g9_a_log_that_is_made_anew_with_a_foreign_key_is_found() {
     let verified = desk.verify(&[], &forge(&lines, clean, false));
     assert!(verified.message().contains("foreign"), "{}", verified.report);
     println!("{} lines made anew, found by key, by head and by announcement", lines.len());
+}
+
+/// What a seed is worth: itself, and what Ed25519 makes of it (RFC 8032 §5.1.5), the scalar both
+/// as it comes and as it is used.
+fn worth(seed: &[u8]) -> Vec<Pattern> {
+    let expanded = digest(&SHA512, seed);
+    let (scalar, prefix) = expanded.as_ref().split_at(32);
+    let mut clamped = scalar.to_vec();
+    clamped[0] &= 248;
+    clamped[31] = (clamped[31] & 127) | 64;
+    vec![
+        Pattern::new("seed", seed),
+        Pattern::new("seed, hexadecimal", HEXLOWER.encode(seed).as_bytes()),
+        Pattern::new("hash of the seed", scalar),
+        Pattern::new("scalar", &clamped),
+        Pattern::new("prefix", prefix),
+    ]
+}
+
+#[test]
+fn g2_the_keys_that_sign_lie_in_the_arena_only() {
+    if !several_or_say("memory of other processes can be read") {
+        return;
+    }
+    let database = Server::shared().database();
+    let mut root = [0; 32];
+    SystemRandom::new().fill(&mut root).expect("the kernel has randomness");
+    let setup = Broker::usual_setup(&database, Via::Tls)
+        .set("audit.max_size", "64KiB")
+        .set("limits.rate_per_second", 10_000_i64)
+        // Of the other kind nobody can read the key, this test included.
+        .set("arena.backend", "memfd")
+        .set("arena.capacity", "64KiB");
+    let key = setup.broker_file("etc/audit-key", &HEXLOWER.encode(&root));
+    let setup = setup.set("audit.signing_key.file", key.to_str().expect("ASCII"));
+    let broker = setup.start();
+    let service = broker.handles(&Identity::client());
+    let signed = || {
+        let files = broker.audit().files();
+        let text = |path: &PathBuf| fs::read_to_string(path).unwrap_or_default();
+        files.iter().map(|path| text(path).matches("\"checkpoint\"").count()).sum::<usize>()
+    };
+    for _ in 0..150 {
+        for _ in 0..10 {
+            let issued = service.issue("main_db").expect("a grant");
+            service.revoke(&issued.token).expect("it is ours");
+        }
+        if signed() >= 5 {
+            break;
+        }
+    }
+    let signatures = signed();
+    assert!(signatures >= 5, "{signatures}");
+
+    // The key of the start: the place in the arena that makes the public key that was published.
+    let published = fs::read_to_string(broker.setup().path("state/audit.pub")).expect("keys");
+    let start = published.lines().last().and_then(|line| line.get(..64)).expect("a key");
+    let arena = memory::read_arena(broker.pid()).expect("the arena can be read");
+    let makes_it = |seed: &&[u8]| {
+        let pair = Ed25519KeyPair::from_seed_unchecked(seed);
+        pair.is_ok_and(|pair| HEXLOWER.encode(pair.public_key().as_ref()) == start)
+    };
+    let seed = (0..arena.len() - 32).step_by(8).map(|at| &arena[at..at + 32]);
+    let seed = seed.filter(|seed| seed.iter().any(|byte| *byte != 0)).find(makes_it);
+    let seed = seed.expect("the arena holds the key of the start");
+
+    let live = memory::scan(broker.pid(), &worth(seed)).expect("the broker can be read");
+    assert_eq!(live.in_arena(), 1, "the control: the search finds it: {:?}", live.hits);
+    assert!(live.outside_arena().is_empty(), "{:?}", live.outside_arena());
+    // The signing key has done its work: not even the arena has it.
+    let gone = memory::scan(broker.pid(), &worth(&root)).expect("the broker can be read");
+    assert!(gone.hits.is_empty(), "{:?}", gone.hits);
+    say(&format!("after {signatures} signatures 0 copies in {} bytes", live.bytes_read));
 }
