@@ -161,7 +161,7 @@ fn the_control_without_an_end_a_session_goes_on() {
             thread::spawn(move || redeem(&shared, By::Ambient, 1, &credential))
         };
         let same = {
-            let shared = shared.clone();
+            let shared = shared;
             thread::spawn(move || {
                 reload_the_same(&mut shared.lock().unwrap(), HandleId::random().unwrap())
             })
