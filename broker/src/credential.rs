@@ -282,8 +282,9 @@ impl Credentials {
         self.shared.arena.allocate_for(uid, len)
     }
 
-    /// What is in the arena.
+    /// What is in the arena, whose canaries are looked at on the occasion.
     pub(crate) fn arena_usage(&self) -> Usage {
+        self.shared.arena.check();
         self.shared.arena.usage()
     }
 

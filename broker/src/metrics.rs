@@ -84,7 +84,6 @@ pub(crate) struct Snapshot {
 
 /// What a peer or an operator asks of the broker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[expect(dead_code, reason = "the packet and admin edges bring the other verbs")]
 pub(crate) enum Verb {
     Issue,
     Renew,

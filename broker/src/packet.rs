@@ -154,7 +154,7 @@ impl Conversation {
                 () = &mut draining => None,
             };
             let Some(Received { request, mut descriptors }) = received else { break };
-            if core.is_draining() {
+            if self.audience == Audience::Workloads && core.is_draining() {
                 left -= 1;
             }
             let sent = self.answer(socket, request, &mut descriptors, &mut buffer).await;

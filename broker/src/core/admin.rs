@@ -13,6 +13,7 @@ use crate::audit::{Event, Followed, Head, Outcome, Record};
 use crate::connection::{Connection, ConnectionName};
 use crate::credential::{Credential, CredentialView};
 use crate::handle::{Handle, HandleId};
+use crate::metrics;
 use crate::peer::{Peer, Uid};
 use crate::policy::Operator;
 use crate::session::{CutReason, SessionId, SessionView};
@@ -91,6 +92,7 @@ impl Core {
     /// Cuts everything in `scope` and opens nothing new there until it is resumed. It is in force
     /// before it is written down: what takes rights away waits for no disk.
     pub(crate) async fn suspend(&self, operator: &Operator, scope: Scope) -> SuspendedNow {
+        let timed = self.shared.metrics.begin(metrics::Verb::Suspend);
         let taken = self.state().suspend(&Suspended::of(&scope));
         let record = scoped(Event::ConnectionSuspended, Outcome::Done, operator.peer(), &scope)
             .detail("handles_revoked", taken.handles.len())
@@ -101,6 +103,7 @@ impl Core {
             self.save_suspended(),
             self.carry_out(Some(operator.peer()), CutReason::Suspended, taken)
         );
+        timed.done();
         SuspendedNow { taken: counts, problem }
     }
 
@@ -111,6 +114,7 @@ impl Core {
         operator: &Operator,
         scope: Scope,
     ) -> Result<Vec<String>, Refusal> {
+        let timed = self.shared.metrics.begin(metrics::Verb::Resume);
         let record = scoped(Event::ConnectionResumed, Outcome::Allowed, operator.peer(), &scope);
         let audited = self.shared.audit.before(&record, scope).await;
         let scope =
@@ -124,6 +128,7 @@ impl Core {
         }
         let mut state = self.state();
         state.suspended.remove(scope.get());
+        timed.done();
         Ok(state.suspended.names())
     }
 
@@ -268,6 +273,7 @@ impl Core {
 
     /// Posture, versions, counts, audit head.
     pub(crate) fn status(&self, _: &Operator) -> Status {
+        self.shared.metrics.begin(metrics::Verb::Status).done();
         let (configured, last_reload_problem) = self.shared.reloading.last();
         let audit_writable = self.shared.audit.is_writable();
         let credentials = &self.shared.credentials;
@@ -319,6 +325,7 @@ impl Probe {
 impl Core {
     /// Lends a connection's credential for a login by which an operator tries it.
     pub(crate) async fn probe(&self, operator: &Operator, name: &str) -> Result<Probe, Refusal> {
+        let timed = self.shared.metrics.begin(metrics::Verb::Validate);
         let connection = self.configured(operator, name)?;
         let refused = |why| self.refuse(operator.peer(), Some(&connection.name), why);
         let credential = self.shared.credentials.of(&connection.name);
@@ -331,7 +338,10 @@ impl Core {
         let probe =
             Probe { operator: operator.clone(), connection: Arc::clone(&connection), credential };
         match self.shared.audit.before(&record, probe).await {
-            Ok(probe) => Ok(probe.into_inner()),
+            Ok(probe) => {
+                timed.done();
+                Ok(probe.into_inner())
+            }
             Err(unavailable) => {
                 Err(self.unaudited(operator.peer(), Some(&connection.name), &unavailable))
             }

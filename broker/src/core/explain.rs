@@ -10,6 +10,7 @@ use std::time::SystemTime;
 use super::{Core, Refusal, Why};
 use crate::audit::Seq;
 use crate::connection::ConnectionName;
+use crate::metrics;
 use crate::peer::Peer;
 use crate::policy::{Action, Described, Evidence, Explanation, Operator};
 
@@ -90,17 +91,18 @@ pub(super) struct Remembered {
 }
 
 impl Remembered {
-    pub(super) fn remember(&self, seq: Seq, peer: &Peer, asked: Asked, reason: &str) {
+    /// Whether it is a new one: coalesced refusals share a number, and the first stands for all.
+    pub(super) fn remember(&self, seq: Seq, peer: &Peer, asked: Asked, reason: &str) -> bool {
         let mut ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
-        // Coalesced refusals share a number, and the first stands for all of them.
         if ring.back().is_some_and(|last| last.seq >= seq) && ring.iter().any(|r| r.seq == seq) {
-            return;
+            return false;
         }
         if ring.len() == REMEMBERED {
             ring.pop_front();
         }
         let (at, peer) = (SystemTime::now(), peer.without_process());
         ring.push_back(Remember { seq, at, peer, asked, reason: reason.to_owned() });
+        true
     }
 
     fn find(&self, seq: Seq) -> Option<Remember> {
@@ -116,6 +118,13 @@ impl Core {
         operator: &Operator,
         question: Question,
     ) -> Result<Explained, Refusal> {
+        let timed = self.shared.metrics.begin(metrics::Verb::Explain);
+        let explained = self.answer(operator, question)?;
+        timed.done();
+        Ok(explained)
+    }
+
+    fn answer(&self, operator: &Operator, question: Question) -> Result<Explained, Refusal> {
         match question {
             Question::Refusal(seq) => {
                 let Some(refusal) = self.shared.refusals.find(seq) else {

@@ -166,15 +166,18 @@ impl Core {
         }
         let reference = self.shared.audit.denied(peer.uid(), &record);
         self.shared.metrics.denied_by_policy(denial.reason);
-        let connection = asked.connection.as_ref().map_or("-", ConnectionName::as_str);
-        let nearest = denial.nearest.as_deref().unwrap_or("-");
-        info!(
-            "denied ref={reference} uid={} gid={} connection={connection} reason={} nearest={nearest}",
-            peer.uid(),
-            peer.gid(),
-            denial.reason
-        );
-        self.shared.refusals.remember(reference, peer, asked, &denial.reason.to_string());
+        let connection = asked.connection.clone();
+        // A flood of one kind fills neither log.
+        if self.shared.refusals.remember(reference, peer, asked, &denial.reason.to_string()) {
+            let connection = connection.as_ref().map_or("-", ConnectionName::as_str);
+            let nearest = denial.nearest.as_deref().unwrap_or("-");
+            info!(
+                "denied ref={reference} uid={} gid={} connection={connection} reason={} nearest={nearest}",
+                peer.uid(),
+                peer.gid(),
+                denial.reason
+            );
+        }
         Refusal { why: Why::AccessDenied, reference }
     }
 
@@ -217,7 +220,9 @@ impl Core {
     ) -> Refusal {
         self.shared.metrics.denied(why.name());
         let asked = Asked { action: None, connection: connection.cloned() };
-        self.shared.refusals.remember(reference, peer, asked, why.name());
+        if !self.shared.refusals.remember(reference, peer, asked, why.name()) {
+            return Refusal { why, reference };
+        }
         let connection = connection.map_or("-", ConnectionName::as_str);
         let detail = match &why {
             Why::InvalidRequest { field, .. } => field,

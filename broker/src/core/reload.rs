@@ -15,6 +15,7 @@ use super::{Core, Settings};
 use crate::audit::{Event, Outcome, Record};
 use crate::config::{Config, ConfigError, Fixed, Places};
 use crate::harden::Paths;
+use crate::metrics;
 use crate::peer::Peer;
 use crate::session::CutReason;
 use crate::source::SourceError;
@@ -110,6 +111,7 @@ impl Core {
     /// Reads the configuration again and puts it in force. `by` is the operator who asked; SIGHUP
     /// has none.
     pub(crate) async fn reload(&self, by: Option<&Peer>) -> Result<Reloaded, ReloadProblem> {
+        let timed = self.shared.metrics.begin(metrics::Verb::Reload);
         let _alone = self.shared.reloading.one_at_a_time.lock().await;
         let answer = self.try_reload().await;
         let mut record = Record::new(
@@ -124,6 +126,7 @@ impl Core {
                 record = record
                     .detail("handles_revoked", reloaded.handles_revoked)
                     .detail("sessions_cut", reloaded.sessions_cut);
+                timed.done();
                 self.shared.reloading.remember(None);
                 info!(
                     handles_revoked = reloaded.handles_revoked,

@@ -16,6 +16,7 @@ use crate::audit::{Audited, Event, Outcome, Record};
 use crate::connection::{Connection, ConnectionName};
 use crate::credential::Credential;
 use crate::handle::{Bind, Handle, HandleId, TokenHash};
+use crate::metrics;
 use crate::peer::Peer;
 use crate::policy::{Action, Grant, Operator};
 use crate::source::{self, SourceFault};
@@ -123,6 +124,7 @@ impl Core {
         may: MayRegister,
         secret: Slot,
     ) -> Result<Issued, Refusal> {
+        let timed = self.shared.metrics.begin(metrics::Verb::Register);
         let MayRegister { connection, grant, request } = may;
         let RegisterRequest { username, issue } = request;
         let name = &connection.name;
@@ -132,7 +134,9 @@ impl Core {
         // What was brought, with its newline if it had one, is wiped here.
         drop(secret);
         let credential = Arc::new(Credential::registered(material));
-        self.issue_under(peer, &connection, &grant, issue, Some(credential)).await
+        let issued = self.issue_under(peer, &connection, &grant, issue, Some(credential)).await?;
+        timed.done();
+        Ok(issued)
     }
 
     /// First step of putting: is this an operator, and is there such a connection?
@@ -170,6 +174,7 @@ impl Core {
 
     /// Second step: the secret is in the arena, and becomes the connection's next version.
     pub(crate) async fn put(&self, may: MayPut, secret: Slot) -> Result<Stored, Refusal> {
+        let timed = self.shared.metrics.begin(metrics::Verb::Put);
         let MayPut { operator, connection, request } = may;
         let (peer, name) = (operator.peer(), &connection.name);
         let PutRequest { username, expires_at, labels, grace, .. } = request;
@@ -186,6 +191,7 @@ impl Core {
             audited.map_err(|unavailable| self.unaudited(peer, Some(name), &unavailable))?;
         let version = self.shared.credentials.put(name, material.into_inner(), expires_at, labels);
         let sessions_to_cut = self.end_older(name, version, grace);
+        timed.done();
         Ok(Stored { version, persistent: false, sessions_to_cut })
     }
 
@@ -196,6 +202,7 @@ impl Core {
         peer: &Peer,
         token: Option<TokenHash>,
     ) -> Result<Revealed, Refusal> {
+        let timed = self.shared.metrics.begin(metrics::Verb::Reveal);
         let holder = |handle: &Handle| {
             handle.holder.uid() == peer.uid()
                 && (handle.bind != Bind::Process || handle.holder.same_process(peer))
@@ -216,7 +223,10 @@ impl Core {
         let audited: Result<Audited<Arc<Credential>>, _> =
             self.shared.audit.before(&record, credential).await;
         match audited {
-            Ok(credential) => Ok(Revealed(credential.into_inner())),
+            Ok(credential) => {
+                timed.done();
+                Ok(Revealed(credential.into_inner()))
+            }
             Err(unavailable) => {
                 if let Some(handle) = self.state().handles.get_mut(id) {
                     handle.revealed = false;
@@ -295,6 +305,7 @@ impl Core {
         operator: &Operator,
         name: &str,
     ) -> Result<usize, Refusal> {
+        let timed = self.shared.metrics.begin(metrics::Verb::Delete);
         let connection = self.configured(operator, name)?;
         let name = &connection.name;
         if !self.shared.credentials.delete(name) {
@@ -308,6 +319,7 @@ impl Core {
         cuts.iter().for_each(|cut| cut.fire());
         let count = cuts.len();
         self.wait_until_dead(cuts).await;
+        timed.done();
         Ok(count)
     }
 

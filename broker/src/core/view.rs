@@ -10,7 +10,7 @@ use super::{Asked, Core, Refusal};
 use crate::arena::Arena;
 use crate::connection::{Connection, ConnectionName, Destination};
 use crate::handle::{Bind, Handle, HandleId};
-use crate::metrics::Snapshot;
+use crate::metrics::{self, Snapshot};
 use crate::peer::{Peer, Uid};
 use crate::policy::{Action, Actions};
 
@@ -65,6 +65,7 @@ impl State {
 impl Core {
     /// The connections on which `peer` may do anything, by name.
     pub(crate) fn connections_of(&self, peer: &Peer) -> Vec<Viewed> {
+        self.shared.metrics.begin(metrics::Verb::List).done();
         let settings = self.settings();
         let all = settings.connections.values();
         let seen = all.filter_map(|connection| {
@@ -86,6 +87,7 @@ impl Core {
         peer: &Peer,
         destination: &Destination<'_>,
     ) -> Result<ConnectionName, Refusal> {
+        let timed = self.shared.metrics.begin(metrics::Verb::Resolve);
         let settings = self.settings();
         let usable = |name: &ConnectionName| !settings.policy.actions(peer, name).is_empty();
         let found = settings
@@ -93,7 +95,10 @@ impl Core {
             .values()
             .find(|connection| connection.is_at(destination) && usable(&connection.name));
         match found {
-            Some(connection) => Ok(connection.name.clone()),
+            Some(connection) => {
+                timed.done();
+                Ok(connection.name.clone())
+            }
             None => {
                 let denial = settings.policy.unknown_connection(peer);
                 Err(self.deny(peer, Asked::unknown(Action::List), &denial))
@@ -116,6 +121,11 @@ impl Core {
             credential_expiry: self.shared.credentials.expiries(),
             last_reload_successful: self.shared.reloading.last().1.is_none(),
         }
+    }
+
+    /// Counts a question that is always answered.
+    pub(crate) fn asked_who(&self) {
+        self.shared.metrics.begin(metrics::Verb::WhoAmI).done();
     }
 
     /// What a peer should know about its own isolation.

@@ -13,6 +13,7 @@ use tokio::sync::broadcast::error::RecvError;
 use super::{Core, Refusal, Why};
 use crate::connection::ConnectionName;
 use crate::handle::{Handle, HandleId, TokenHash};
+use crate::metrics;
 use crate::peer::Peer;
 use crate::session::CutReason;
 
@@ -106,6 +107,7 @@ impl Core {
         peer: &Peer,
         token: Option<TokenHash>,
     ) -> Result<impl Stream<Item = HandleNews> + Send + use<>, Refusal> {
+        let timed = self.shared.metrics.begin(metrics::Verb::Watch);
         let id = self.look_up(peer, token, |handle| handle.concerns(peer.uid()), |h| h.id)?;
         let signals = {
             let mut state = self.state();
@@ -115,6 +117,7 @@ impl Core {
         let signals = signals.ok_or_else(|| self.refuse(peer, None, Why::HandleInvalid))?;
         let signals =
             signals.ok_or_else(|| self.refuse(peer, None, Why::limit("streams of news")))?;
+        timed.done();
         let watching = Watching { core: self.clone(), id, signals, told: None, ended: false };
         Ok(unfold(watching, async |mut watching| {
             watching.next().await.map(|news| (news, watching))

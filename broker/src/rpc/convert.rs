@@ -113,6 +113,7 @@ pub(super) fn event(news: HandleNews) -> v1::HandleEvent {
 }
 
 pub(super) fn whoami(core: &Core, peer: &Peer) -> v1::WhoAmIResponse {
+    core.asked_who();
     let settings = core.settings();
     v1::WhoAmIResponse {
         uid: peer.uid().as_raw(),
