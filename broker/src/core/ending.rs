@@ -32,7 +32,10 @@ impl Core {
     /// Keeps credentials as their sources have them, and records each that was replaced.
     pub(crate) async fn run_refresh(self) {
         let credentials = self.shared.credentials.clone();
-        let rotated = |connection: &ConnectionName, version: u64| self.rotated(connection, version);
+        let rotated = |connection: &ConnectionName, version: u64| {
+            info!(%connection, version, "the source has another credential, and logins use it");
+            self.rotated(connection, version);
+        };
         credentials.run_refresh(self.shared.stopped.clone(), rotated).await;
     }
 
