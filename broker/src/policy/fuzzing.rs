@@ -2,15 +2,13 @@
 
 #![forbid(unsafe_code)]
 
-use super::{
-    Action, Decision, DenyReason, Described, Pattern, Policy, Rule, RuleLimits, Selector,
-};
+use super::{Action, Decision, DenyReason, Described, Pattern, Policy, Rule, RuleLimits, Selector};
 use crate::connection::ConnectionName;
 use crate::peer::{Gid, Peer, Uid, Unit};
 
 const NAMES: [&str; 4] = ["main_db", "main", "analytics-eu", "a"];
 const PATTERNS: [&str; 8] = ["main_db", "main", "main*", "analytics-*", "a", "a*", "*", "m"];
-/// Few, so that they meet; the last two stand for nobody.
+/// Few, so that they meet; the last but one stands for nobody.
 const IDS: [u32; 8] = [0, 1, 10, 11, 1000, 65533, 65534, u32::MAX];
 
 /// Reads bytes, and zeros when there are none left.
@@ -118,7 +116,7 @@ pub fn policy(bytes: &[u8]) -> bool {
 
 /// What the text of a selector says, in other words than the policy's.
 fn means(selector: &Selector, seen: &Described) -> bool {
-    let nobody = |id: u32| id == 65534 || id == u32::MAX;
+    let nobody = |id: u32| id == 65534;
     let Selector { uid, gid, group, exe, unit } = selector;
     let given = uid.is_some() || gid.is_some() || group.is_some() || unit.is_some();
     let in_group = |wanted: Gid| seen.gid == Some(wanted) || seen.groups.contains(&wanted);
@@ -131,7 +129,7 @@ fn means(selector: &Selector, seen: &Described) -> bool {
 }
 
 fn never(policy: &Policy, uid: Uid) -> bool {
-    uid.as_raw() == 65534 || uid.as_raw() == u32::MAX || Some(uid) == policy.denied_own
+    uid.as_raw() == 65534 || Some(uid) == policy.denied_own
 }
 
 fn agrees(policy: &Policy, seen: &Described, action: Action, on: &ConnectionName) -> bool {
@@ -161,7 +159,10 @@ fn agrees(policy: &Policy, seen: &Described, action: Action, on: &ConnectionName
         }
         Decision::Deny(denial) => {
             assert_eq!(explained.allowed, None);
-            assert_eq!(explained.never, Some(denial.reason).filter(|why| *why != DenyReason::NoGrant));
+            assert_eq!(
+                explained.never,
+                Some(denial.reason).filter(|why| *why != DenyReason::NoGrant)
+            );
             false
         }
     }
