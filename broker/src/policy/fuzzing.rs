@@ -104,7 +104,7 @@ pub fn policy(bytes: &[u8]) -> bool {
     let mut granted = false;
     for _ in 0..2 {
         let (seen, other) = (bytes.described(), bytes.described());
-        for connection in NAMES.into_iter().filter_map(ConnectionName::parse) {
+        if let Some(connection) = ConnectionName::parse(bytes.one_of(NAMES)) {
             for action in Action::ALL {
                 granted |= agrees(&policy, &seen, action, &connection);
             }
