@@ -1,13 +1,19 @@
 #!/usr/bin/env bash
 # Runs every check: format, lints, unit, doc and end-to-end tests, documentation, dependencies.
-# Installs what is missing (as root on Debian), and leaves nothing running.
+# Installs what is missing (as root on Debian), and leaves nothing running. With --fuzz it runs the
+# fuzzer alone, FUZZ_SECONDS (60) for each target or for those that are named.
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=tests/needs.sh
 source tests/needs.sh
 needs_cargo
-needs cc gcc psql postgresql-client setpriv util-linux systemd-analyze systemd
+needs cc gcc g++ g++ psql postgresql-client setpriv util-linux systemd-analyze systemd
+
+if [[ ${1:-} == --fuzz ]]; then
+    needs g++ g++
+    exec tests/fuzz/run "${@:2}"
+fi
 
 # What end-to-end tests share, in a place that goes away with this script. Short: it holds
 # sockets, whose paths end at 107 bytes.
@@ -49,12 +55,13 @@ fi
 step "documentation tests" cargo test --workspace --doc --locked --quiet
 RUSTDOCFLAGS="-D warnings" \
     step "documentation" cargo doc --workspace --no-deps --document-private-items --locked --quiet
+FUZZ_SECONDS=${FUZZ_SECONDS:-5} step "fuzz, briefly" tests/fuzz/run
 if cargo deny --version >/dev/null 2>&1; then
     # Advisories need the network and change by themselves: not a property of this commit.
     step "dependencies" cargo deny --log-level error check bans licenses sources
 fi
 if command -v shellcheck >/dev/null; then
-    step "scripts" shellcheck -x tests/run.sh tests/needs.sh deploy/demo.sh .ci/run
+    step "scripts" shellcheck -x tests/run.sh tests/needs.sh deploy/demo.sh .ci/run tests/fuzz/{run,build,instrument}
 fi
 
 printf '\nall checks passed in %ss\n' "$((SECONDS - started))"

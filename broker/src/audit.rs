@@ -47,6 +47,8 @@ use crate::peer::Uid;
 mod chain;
 mod denials;
 mod file;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod queue;
 mod recent;
 mod record;

@@ -22,6 +22,8 @@ use crate::source::{ExecSource, Source};
 mod connections;
 mod error;
 mod file;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod grants;
 mod merge;
 mod parse;

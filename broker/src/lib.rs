@@ -50,6 +50,9 @@ mod core;
 mod credential;
 mod door;
 pub mod exit;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod handle;
 mod harden;
 mod health;

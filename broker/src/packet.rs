@@ -36,6 +36,8 @@ use crate::rpc::{Audience, convert};
 
 mod closing;
 mod decode;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod memfd;
 mod refused;
 mod socket;

@@ -166,7 +166,7 @@ impl Peer {
     }
 
     /// A peer that no kernel vouched for.
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(crate) fn dangerous_for_test(uid: u32, gid: u32, groups: &[u32]) -> Self {
         let groups = groups.iter().copied().map(Gid).collect();
         Self::attested(Uid(uid), Gid(gid), groups, None, None)

@@ -19,6 +19,8 @@ use crate::peer::{Peer, Uid};
 
 mod evidence;
 mod explain;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod rule;
 mod selector;
 

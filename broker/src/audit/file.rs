@@ -379,6 +379,16 @@ struct End {
     torn_len: u64,
 }
 
+/// How `file` ends, for inputs of the fuzzer: what is kept of a torn end, and the last record.
+#[cfg(any(test, fuzzing))]
+pub(super) fn end_of(file: &File) -> io::Result<(Vec<u8>, Option<Vec<u8>>, Option<Link>)> {
+    let End { line, whole, torn, torn_len } = End::of(file)?;
+    assert_eq!(whole + torn_len, file.metadata()?.len());
+    assert!(torn.len() as u64 == torn_len.min(MAX_KEPT) && !torn.contains(&b'\n'));
+    let head = End { line: line.clone(), whole, torn: Vec::new(), torn_len }.head(Path::new("/"));
+    Ok((torn, line, head.ok().flatten()))
+}
+
 impl End {
     fn of(file: &File) -> io::Result<Self> {
         let len = file.metadata()?.len();

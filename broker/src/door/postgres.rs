@@ -24,6 +24,8 @@ mod cancel;
 mod codec;
 mod fault;
 mod frontend;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod scram;
 mod sqlstate;
 mod stop;

@@ -121,6 +121,21 @@ fn numbered(kind: u8, number: [u8; 4]) -> Vec<u8> {
     message
 }
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing {
+    use super::{MAX_MESSAGE, Reply, Request};
+
+    /// No message has two forms, and none is longer than the longest.
+    pub fn keeper(bytes: &[u8]) -> bool {
+        let request = Request::decode(bytes).map(Request::encode);
+        let reply = Reply::decode(bytes).map(Reply::encode);
+        assert!(request.is_none() || reply.is_none(), "it is a request and a reply");
+        let known = request.or(reply);
+        assert!(known.iter().all(|known| known == bytes && known.len() <= MAX_MESSAGE));
+        known.is_some()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

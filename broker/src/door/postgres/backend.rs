@@ -166,6 +166,46 @@ fn advance(state: State, name: NameProof, tag: u8, body: &[u8]) -> Result<Step, 
     }
 }
 
+/// Runs the machine over a server's messages for the fuzzer: from the beginning (0), from where it
+/// has asked for a challenge (1), or from where the server has proved itself (2). Whether it went
+/// on to the end, or to where only the password leads further.
+#[cfg(any(test, fuzzing))]
+pub(super) fn lets_in(from: u8, mut stream: &[u8]) -> bool {
+    let mut state = match from {
+        0 => State::Auth,
+        1 => State::Continue(ClientFirst::with_nonce("fuzz".to_owned())),
+        _ => State::Prelude(Prelude::default()),
+    };
+    while let Some(([tag, length @ ..], rest)) = stream.split_first_chunk::<HEADER>() {
+        let length = usize::try_from(u32::from_be_bytes(*length)).unwrap_or(usize::MAX);
+        let Some(length) = length.checked_sub(4).filter(|length| *length <= MAX_MESSAGE) else {
+            return false;
+        };
+        let Some((body, rest)) = rest.split_at_checked(length) else { return false };
+        stream = rest;
+        state = match advance(state, NameProof::None, *tag, body) {
+            Ok(Step::Wait(next) | Step::Send(next, _)) => next,
+            // Only who knows the password comes by.
+            Ok(Step::Prove(_)) => return true,
+            Ok(Step::Done(prelude)) => {
+                assert_eq!(from, 2, "it let a server in that has proved nothing");
+                let key = crate::session::ClientKey { pid: 9, secret: [9; 4] };
+                let told = prelude.for_client(key);
+                assert!(told.len() <= 2 * (MAX_PRELUDE + HEADER) + 64, "{} bytes", told.len());
+                return true;
+            }
+            Err(fault) => {
+                let proven = matches!(fault, LoginFault::Server { .. });
+                assert!(from == 2 || !proven, "it believed an error: {fault}");
+                return false;
+            }
+        };
+        let proven = matches!(state, State::Ok | State::Prelude(_));
+        assert!(from == 2 || !proven, "it believed a server that has proved nothing");
+    }
+    false
+}
+
 /// An Authentication message (55.7), whose body begins with its kind.
 fn authentication(state: State, body: &[u8]) -> Result<Step, LoginFault> {
     use LoginFault::Untrusted;

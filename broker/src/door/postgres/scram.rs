@@ -87,7 +87,7 @@ impl ClientFirst {
         Ok(Self::with_nonce(BASE64.encode(nonce)))
     }
 
-    fn with_nonce(nonce: String) -> Self {
+    pub(super) fn with_nonce(nonce: String) -> Self {
         // PostgreSQL takes the user from the startup message and ignores this one.
         Self { bare: format!("n=,r={nonce}"), nonce }
     }
