@@ -143,7 +143,8 @@ impl Setup {
     pub fn without(mut self, key: &str) -> Self {
         let (tables, name) = key.rsplit_once('.').unwrap_or(("", key));
         let mut parts = tables.split('.').filter(|part| !part.is_empty());
-        let table = parts.try_fold(&mut self.config, |table, part| table.get_mut(part)?.as_table_mut());
+        let table =
+            parts.try_fold(&mut self.config, |table, part| table.get_mut(part)?.as_table_mut());
         let _there = table.and_then(|table| table.remove(name));
         self
     }
