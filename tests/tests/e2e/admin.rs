@@ -300,7 +300,7 @@ fn an_explanation_leads_to_access() {
                 .with("name", "narrow")
                 .with("max_sessions", 1),
         )
-        .set("limits.queue_timeout", "1s")
+        .set("limits.queue_timeout", "0s")
         .start();
     let admin = broker.admin(&Identity::own());
 

@@ -5,6 +5,7 @@ use std::fs::{self, Permissions};
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt as _;
+use std::panic::{self, AssertUnwindSafe};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
 
@@ -288,19 +289,25 @@ fn fifty_reloads_under_load_leave_nothing_behind() {
     let ((opened, _), (guest_opened, guest_refused)) = thread::scope(|scope| {
         let steady = scope.spawn(|| open_sessions(broker, &client, &stop));
         let flapping = scope.spawn(|| open_sessions(broker, &guest(), &stop));
-        let admin = broker.admin(&operator());
-        for round in 0..50 {
-            let text = if round % 2 == 0 { &with_guest } else { &without_guest };
-            let _written = broker.setup().broker_file("etc/broker.toml", text);
-            let reloaded = admin.reload().expect("both are good");
-            cut.fetch_add(reloaded.sessions_cut, Ordering::Relaxed);
-            if round % 2 == 1 {
-                let sessions = admin.sessions().expect("an answer").sessions;
-                let alien = sessions.iter().find(|session| session.uid == guest().uid());
-                assert!(alien.is_none(), "round {round}: {alien:?}");
+        let reloads = panic::catch_unwind(AssertUnwindSafe(|| {
+            let admin = broker.admin(&operator());
+            for round in 0..50 {
+                let text = if round % 2 == 0 { &with_guest } else { &without_guest };
+                let _written = broker.setup().broker_file("etc/broker.toml", text);
+                let reloaded = admin.reload().expect("both are good");
+                cut.fetch_add(reloaded.sessions_cut, Ordering::Relaxed);
+                if round % 2 == 1 {
+                    let sessions = admin.sessions().expect("an answer").sessions;
+                    let alien = sessions.iter().find(|session| session.uid == guest().uid());
+                    assert!(alien.is_none(), "round {round}: {alien:?}");
+                }
             }
-        }
+        }));
+        // Whatever came of it: the others wait for this.
         stop.store(true, Ordering::Relaxed);
+        if let Err(panic) = reloads {
+            panic::resume_unwind(panic);
+        }
         (steady.join().expect("no panic"), flapping.join().expect("no panic"))
     });
     println!(
