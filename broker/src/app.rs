@@ -300,6 +300,10 @@ fn sandbox_paths(config: &Config) -> Paths {
         paths.read.push(PathBuf::from("/proc"));
     }
     paths.read.extend(config.secret_directories());
+    paths.read.extend(config.referred_directories());
+    // Where the environment says that the system's roots are, for the reload that reads them.
+    let roots = ["SSL_CERT_FILE", "SSL_CERT_DIR"].into_iter().filter_map(std::env::var_os);
+    paths.read.extend(roots.map(PathBuf::from));
     for configured in config.connections.values() {
         match &configured.connection.host {
             Host::Tcp { port, .. } => paths.connect.push(*port),

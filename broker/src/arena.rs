@@ -122,11 +122,7 @@ impl Arena {
     }
 
     fn place(&self, len: usize, owner: Owner) -> Result<Slot, ArenaFull> {
-        // Under the lock, so that no check sees a place without its canaries.
-        let mut extents = self.shared.extents();
-        let mut extent = extents.take(len, owner).ok_or(ArenaFull)?;
-        self.shared.region.arm(&mut extent);
-        Ok(Slot { shared: Arc::clone(&self.shared), extent, len })
+        place(&self.shared, len, |extents| extents.take(len, owner))
     }
 }
 
@@ -166,7 +162,29 @@ pub struct Slot {
     len: usize,
 }
 
+/// A place that `take` chooses.
+fn place(
+    shared: &Arc<Shared>,
+    len: usize,
+    take: impl FnOnce(&mut Extents) -> Option<Extent>,
+) -> Result<Slot, ArenaFull> {
+    // Under the lock, so that no check sees a place without its canaries.
+    let mut extents = shared.extents();
+    let mut extent = take(&mut extents).ok_or(ArenaFull)?;
+    shared.region.arm(&mut extent);
+    Ok(Slot { shared: Arc::clone(shared), extent, len })
+}
+
 impl Slot {
+    /// A zeroed place for the first or last `len` bytes of this one, which is to be dropped soon:
+    /// it counts as this one does, as the broker's own or as a peer's.
+    ///
+    /// # Errors
+    /// [`ArenaFull`] when no free extent is long enough.
+    pub fn place_for_copy(&self, len: usize) -> Result<Self, ArenaFull> {
+        place(&self.shared, len, |extents| extents.take_for_copy(&self.extent, len))
+    }
+
     /// Lends the bytes to `read`. Whatever `read` copies out of them it must wipe itself.
     pub fn expose<R>(&self, read: impl FnOnce(&[u8]) -> R) -> R {
         read(self.shared.region.bytes(&self.extent, self.len))

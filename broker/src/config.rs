@@ -13,7 +13,7 @@ use std::time::Duration;
 pub use self::error::ConfigError;
 use crate::arena::BackendChoice;
 use crate::audit::Durability;
-use crate::connection::{Connection, ConnectionName};
+use crate::connection::{Connection, ConnectionName, Tls};
 use crate::harden;
 use crate::peer::{Gid, Uid, program_can_be_known, unit_can_be_known};
 use crate::policy::{Policy, Rule, Selector};
@@ -47,6 +47,7 @@ pub struct Config {
     /// Absent when there is nobody to listen to.
     pub(crate) metrics: Option<MetricsListen>,
     pub(crate) connections: BTreeMap<ConnectionName, ConfiguredConnection>,
+    connections_file: Option<PathBuf>,
     rules: Vec<Rule>,
     operators: Vec<Selector>,
 }
@@ -325,6 +326,17 @@ impl Config {
     /// replaced.
     pub(crate) fn secret_directories(&self) -> impl Iterator<Item = PathBuf> {
         self.connections.values().flat_map(|configured| configured.source.directories())
+    }
+
+    /// Directories of other files that a reload reads again: the roots that `tls.ca_file` names,
+    /// and `connections_file`.
+    pub(crate) fn referred_directories(&self) -> impl Iterator<Item = PathBuf> {
+        let roots = self.connections.values().filter_map(|configured| {
+            let Tls::VerifyFull { ca_file, .. } = &configured.connection.tls else { return None };
+            ca_file.as_deref()
+        });
+        let files = roots.chain(self.connections_file.as_deref());
+        files.filter_map(Path::parent).map(Path::to_owned).collect::<Vec<_>>().into_iter()
     }
 
     /// The programs that the keeper must know, each once.

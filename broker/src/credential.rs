@@ -269,7 +269,7 @@ impl Credentials {
             let source = self.source(connection)?;
             source.configured_username().map(str::to_owned)
         });
-        Material::parse(text, username.as_deref(), &self.shared.arena)
+        Material::parse(text, username.as_deref())
     }
 
     /// Room for what an operator brings.

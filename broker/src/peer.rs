@@ -128,6 +128,8 @@ struct Inner {
     pidfd: Option<PidFd>,
     gathered: Arc<Gathered>,
     watched: AtomicBool,
+    /// The same peer without its process, once somebody has asked for it.
+    processless: OnceLock<Arc<Inner>>,
     /// Cancelled when nobody refers to this peer any more.
     gone: CancellationToken,
 }
@@ -160,6 +162,7 @@ impl Peer {
                 pidfd,
                 gathered: Arc::default(),
                 watched: AtomicBool::new(false),
+                processless: OnceLock::new(),
                 gone,
             }),
         }
@@ -237,13 +240,30 @@ impl Peer {
     /// The same peer without its process: for what outlives the connection and must not keep a
     /// descriptor open for it. What has been read of the process stays.
     pub(crate) fn without_process(&self) -> Self {
-        let Inner { id, uid, gid, ref groups, pid, ref gathered, .. } = *self.inner;
-        let (groups, gathered) = (groups.clone(), Arc::clone(gathered));
-        let (watched, gone) = (AtomicBool::new(true), CancellationToken::new());
-        let pidfd = None;
-        Self {
-            inner: Arc::new(Inner { id, uid, gid, groups, pid, pidfd, gathered, watched, gone }),
+        let Inner { id, uid, gid, ref groups, pid, ref gathered, ref processless, .. } =
+            *self.inner;
+        if self.inner.pidfd.is_none() {
+            return self.clone();
         }
+        // One for all handles of a connection: there may be very many.
+        let inner = processless.get_or_init(|| {
+            let (groups, gathered) = (groups.clone(), Arc::clone(gathered));
+            let (watched, gone) = (AtomicBool::new(true), CancellationToken::new());
+            let (pidfd, processless) = (None, OnceLock::new());
+            Arc::new(Inner {
+                id,
+                uid,
+                gid,
+                groups,
+                pid,
+                pidfd,
+                gathered,
+                watched,
+                processless,
+                gone,
+            })
+        });
+        Self { inner: Arc::clone(inner) }
     }
 
     /// Whether the kernel gave a way to learn that the process exits.

@@ -410,7 +410,7 @@ impl Source {
             }
             (UsernameSource::InSecret, _) => None,
         };
-        Material::parse(text, username.as_deref(), arena)
+        Material::parse(text, username.as_deref())
     }
 }
 

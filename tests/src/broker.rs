@@ -7,6 +7,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 
 pub use self::setup::{Grant, IntoToml, Setup, Via};
+use crate::admin::Admin;
 use crate::audit::AuditLog;
 use crate::frontend::{Frontend, LoginError, Session};
 use crate::handles::Handles;
@@ -24,7 +25,8 @@ const READY_LIMIT: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub struct Broker {
     process: Process,
-    setup: Setup,
+    /// Absent only while it is being changed.
+    setup: Option<Setup>,
 }
 
 impl Broker {
@@ -49,15 +51,28 @@ impl Broker {
 
     fn run(setup: Setup, command: &mut Command) -> Self {
         let process = Process::start("broker", command, &setup.path("logs"));
-        let mut broker = Self { process, setup };
+        let mut broker = Self { process, setup: Some(setup) };
         broker.wait_until_ready();
         broker
     }
 
     /// Its directories.
+    ///
+    /// # Panics
+    /// After a change of the configuration that panicked.
     #[must_use]
     pub fn setup(&self) -> &Setup {
-        &self.setup
+        self.setup.as_ref().expect("a setup")
+    }
+
+    /// Changes `broker.toml`, which the broker does not read before it is told to.
+    ///
+    /// # Panics
+    /// When it cannot be written.
+    pub fn reconfigure(&mut self, change: impl FnOnce(Setup) -> Setup) {
+        let setup = change(self.setup.take().expect("a setup"));
+        setup.replace();
+        self.setup = Some(setup);
     }
 
     /// Its process.
@@ -80,7 +95,7 @@ impl Broker {
     /// The runtime directory.
     #[must_use]
     pub fn runtime_dir(&self) -> PathBuf {
-        self.setup.path("run/credbroker")
+        self.setup().path("run/credbroker")
     }
 
     /// The gRPC socket.
@@ -95,12 +110,34 @@ impl Broker {
         self.runtime_dir().join(credbroker_proto::PACKET_SOCKET)
     }
 
+    /// The directory of the operators' sockets.
+    #[must_use]
+    pub fn admin_dir(&self) -> PathBuf {
+        let mut dir = self.runtime_dir().into_os_string();
+        dir.push(credbroker_proto::ADMIN_DIR_SUFFIX);
+        PathBuf::from(dir)
+    }
+
+    /// The operators' gRPC socket.
+    #[must_use]
+    pub fn admin_socket(&self) -> PathBuf {
+        self.admin_dir().join(credbroker_proto::ADMIN_SOCKET)
+    }
+
     /// The operators' packet socket.
     #[must_use]
     pub fn admin_packet_socket(&self) -> PathBuf {
-        let mut dir = self.runtime_dir().into_os_string();
-        dir.push(credbroker_proto::ADMIN_DIR_SUFFIX);
-        PathBuf::from(dir).join(credbroker_proto::ADMIN_PACKET_SOCKET)
+        self.admin_dir().join(credbroker_proto::ADMIN_PACKET_SOCKET)
+    }
+
+    /// The operators' service as `identity`.
+    ///
+    /// # Panics
+    /// When the socket does not take the connection.
+    #[must_use]
+    pub fn admin(&self, identity: &Identity) -> Admin {
+        Admin::connect(identity, &self.admin_socket())
+            .unwrap_or_else(|error| panic!("{} is closed: {error}\n{}", identity.uid(), self.log()))
     }
 
     /// A connection to the packet socket as `identity`.
@@ -122,7 +159,7 @@ impl Broker {
     /// Its audit log.
     #[must_use]
     pub fn audit(&self) -> AuditLog {
-        AuditLog::at(self.setup.path("state/audit.jsonl"))
+        AuditLog::at(self.setup().path("state/audit.jsonl"))
     }
 
     /// The gRPC service as `identity`.
@@ -198,8 +235,9 @@ impl Broker {
     /// When it does not come back.
     pub fn restart_after(&mut self, signal: Signal) {
         let _status = self.end_with(signal);
-        let mut command = self.setup.command("run");
-        self.process = Process::start("broker", &mut command, &self.setup.path("logs"));
+        let mut command = self.setup().command("run");
+        let logs = self.setup().path("logs");
+        self.process = Process::start("broker", &mut command, &logs);
         self.wait_until_ready();
     }
 
@@ -216,7 +254,7 @@ impl Broker {
         let mut health = Identity::broker().command(binaries::credbrokerd());
         health.args(["health", "--wait", "30s"]);
         health.env(credbroker_proto::RUNTIME_DIR_ENV, self.runtime_dir());
-        let logs = self.setup.path("logs");
+        let logs = self.setup().path("logs");
         let mut health = Process::start("health", &mut health, &logs);
         let ready = wait::until(READY_LIMIT, || {
             let ended = self.process.ended().map(|status| Err(status.to_string()));

@@ -220,6 +220,13 @@ impl Session {
         })
     }
 
+    /// Runs a simple query on a connection that may be at its end; `None` when it is.
+    pub fn query_or_end(&mut self, sql: &str) -> Option<Result<Vec<Vec<String>>, ServerError>> {
+        // What the socket does not take any more is the end too, and what was said before it stays.
+        let _closed = self.frontend.send_message(b'Q', &[sql.as_bytes(), b"\0"].concat());
+        self.finish_query()
+    }
+
     /// Runs a simple query.
     ///
     /// # Panics

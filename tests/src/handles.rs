@@ -8,14 +8,14 @@ use std::time::Duration;
 
 use credbroker_proto::v1::handle_service_client::HandleServiceClient;
 use credbroker_proto::v1::{
-    DescribeHandleRequest, Handle, IssueHandleRequest, IssueHandleResponse, ListConnectionsRequest,
-    ListHandlesRequest, RenewHandleRequest, RevokeHandleRequest, WhoAmIRequest, WhoAmIResponse,
-    revoke_handle_request,
+    DescribeHandleRequest, Handle, HandleEvent, IssueHandleRequest, IssueHandleResponse,
+    ListConnectionsRequest, ListHandlesRequest, RenewHandleRequest, ResolveConnectionRequest,
+    RevokeHandleRequest, WatchHandleRequest, WhoAmIRequest, WhoAmIResponse, revoke_handle_request,
 };
 use hyper_util::rt::TokioIo;
 use tokio::runtime::{self, Runtime};
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Code, Response, Status};
+use tonic::{Code, Response, Status, Streaming};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 use tonic_reflection::pb::v1::ServerReflectionRequest;
@@ -193,6 +193,37 @@ impl Handles {
         Ok(services.into_iter().map(|service| service.name).collect())
     }
 
+    /// Makes any call of any service of this connection, streams included.
+    pub fn ask<T>(
+        &self,
+        request: impl AsyncFnOnce(Channel) -> Result<T, Status>,
+    ) -> Result<T, Refusal> {
+        self.runtime.block_on(request(self.channel.clone())).map_err(Refusal::from)
+    }
+
+    /// The next message of a stream, waited for at most `limit`; the outer `None` when that is
+    /// over.
+    pub fn next<T>(
+        &self,
+        stream: &mut Streaming<T>,
+        limit: Duration,
+    ) -> Option<Result<Option<T>, Refusal>> {
+        let next = async { tokio::time::timeout(limit, stream.message()).await };
+        self.runtime.block_on(next).ok().map(|next| next.map_err(Refusal::from))
+    }
+
+    /// Watches a handle.
+    pub fn watch(&self, token: &str) -> Result<Streaming<HandleEvent>, Refusal> {
+        let request = WatchHandleRequest { token: token.into() };
+        self.call(async |mut client| client.watch_handle(request).await)
+    }
+
+    /// The name of a destination.
+    pub fn resolve(&self, request: ResolveConnectionRequest) -> Result<String, Refusal> {
+        let response = self.call(async |mut client| client.resolve_connection(request).await)?;
+        Ok(response.name)
+    }
+
     /// Makes any call, for requests that a well-behaved client would not make.
     pub fn call<T, F>(&self, request: F) -> Result<T, Refusal>
     where
@@ -227,6 +258,8 @@ pub struct Refusal {
     pub reason: String,
     /// The audit sequence number of the refusal.
     pub reference: Option<u64>,
+    /// When to try again, `google.rpc.RetryInfo`.
+    pub retry: Option<Duration>,
     /// The text for people.
     pub message: String,
 }
@@ -247,6 +280,7 @@ impl From<Status> for Refusal {
             let reference = info.metadata.get("ref").and_then(|number| number.parse().ok());
             (info.reason, reference)
         });
-        Self { code: status.code(), reason, reference, message: status.message().into() }
+        let retry = status.get_details_retry_info().and_then(|info| info.retry_delay);
+        Self { code: status.code(), reason, reference, retry, message: status.message().into() }
     }
 }

@@ -12,7 +12,7 @@
 //! | [`worker`] | an MCP client on the standard streams of the real SQL worker |
 //! | [`identity`] | who acts: commands and sockets under another uid |
 //! | [`process`] | child processes that end with the test and whose output is kept |
-//! | [`handles`] | the gRPC service, as any uid |
+//! | [`handles`], [`admin`] | the gRPC services, as any uid |
 //! | [`packet`] | the packet sockets, as any uid, with any descriptors |
 //! | [`frontend`] | a PostgreSQL frontend that can also lie |
 //! | [`proxy`] | a hand on the wire between broker and PostgreSQL: hold a login at any step |
@@ -39,6 +39,7 @@
     reason = "a test library: what goes wrong must fail the test, loudly and at once"
 )]
 
+pub mod admin;
 pub mod audit;
 pub mod binaries;
 pub mod broker;

@@ -6,6 +6,8 @@
     reason = "tests fail by panicking, in their helper functions too"
 )]
 
+#[path = "e2e/admin.rs"]
+mod admin;
 #[path = "e2e/audit.rs"]
 mod audit;
 #[path = "e2e/binding.rs"]
@@ -16,6 +18,8 @@ mod cancel;
 mod config;
 #[path = "e2e/deploy.rs"]
 mod deploy;
+#[path = "e2e/handles.rs"]
+mod handles;
 #[path = "e2e/harness.rs"]
 mod harness;
 #[path = "e2e/hostile.rs"]
@@ -30,6 +34,8 @@ mod metrics;
 mod packet;
 #[path = "e2e/peers.rs"]
 mod peers;
+#[path = "e2e/reload.rs"]
+mod reload;
 #[path = "e2e/revocation.rs"]
 mod revocation;
 #[path = "e2e/rpc.rs"]

@@ -112,6 +112,21 @@ impl Extents {
                 self.take_high(len)?
             }
         };
+        Some(self.note(offset, len, owner))
+    }
+
+    /// A range for `len` bytes of what `of` holds, which this copy is to replace: of the same
+    /// owner, whose part of the arena lends room for both for as long as they are two.
+    pub(super) fn take_for_copy(&mut self, of: &Extent, len: usize) -> Option<Extent> {
+        let len = footprint(len).filter(|len| *len <= of.len)?;
+        let offset = match of.owner {
+            Owner::Broker => self.take_low(len)?,
+            Owner::Peer(_) => self.take_high(len)?,
+        };
+        Some(self.note(offset, len, of.owner))
+    }
+
+    fn note(&mut self, offset: usize, len: usize, owner: Owner) -> Extent {
         self.taken.insert(offset, len);
         match owner {
             Owner::Broker => self.own += len,
@@ -120,7 +135,7 @@ impl Extents {
                 *self.by_uid.entry(uid).or_default() += len;
             }
         }
-        Some(Extent { offset, len, owner })
+        Extent { offset, len, owner }
     }
 
     pub(super) fn give_back(&mut self, extent: &Extent) {

@@ -114,8 +114,8 @@ pub(super) fn config(merged: Merged, places: &Places) -> Result<Config, ConfigEr
     let Merged { raw, files, parts } = merged;
     let path = places.config.as_path();
     let at = |key: &str| files.at(key);
-    let connections_file = raw.broker.connections_file.clone();
     let beside = at("broker.connections_file").file.parent().unwrap_or(Path::new("/")).to_owned();
+    let connections_file = raw.broker.connections_file.map(|named| beside.join(named));
 
     let state_dir = at("broker.state_dir").absolute(raw.broker.state_dir, &places.state_dir)?;
     let own = Uid::own();
@@ -138,7 +138,7 @@ pub(super) fn config(merged: Merged, places: &Places) -> Result<Config, ConfigEr
         return Err(at("handles.default_ttl").wrong("is longer than handles.max_ttl"));
     }
 
-    let (configured, rules) = connections_and_grants(parts, connections_file, &beside)?;
+    let (configured, rules) = connections_and_grants(parts, connections_file.as_deref())?;
 
     let runtime_dir =
         at("broker.runtime_dir").absolute(raw.broker.runtime_dir, &places.runtime_dir)?;
@@ -188,20 +188,20 @@ pub(super) fn config(merged: Merged, places: &Places) -> Result<Config, ConfigEr
             rate_per_second: rate(raw.limits.rate_per_second, &at("limits.rate_per_second"))?
                 .unwrap_or(200),
             queue_timeout: at("limits.queue_timeout")
-                .duration(raw.limits.queue_timeout.as_deref(), Duration::from_secs(1))?,
+                .duration_or_zero(raw.limits.queue_timeout.as_deref(), Duration::from_secs(1))?,
             handles: at("limits.handles").positive(raw.limits.handles, 10_000)?,
         },
         rules,
         operators,
         connections: configured,
+        connections_file,
     })
 }
 
 /// The sum of all files. A grant may be for a connection of any of them.
 fn connections_and_grants(
     parts: Vec<Part>,
-    connections_file: Option<PathBuf>,
-    beside: &Path,
+    connections_file: Option<&Path>,
 ) -> Result<(BTreeMap<ConnectionName, ConfiguredConnection>, Vec<Rule>), ConfigError> {
     let mut configured = BTreeMap::new();
     let mut came_from: BTreeMap<ConnectionName, PathBuf> = BTreeMap::new();
@@ -220,9 +220,8 @@ fn connections_and_grants(
         add(connections, &file)?;
         given.push((file, label, grants));
     }
-    if let Some(named) = connections_file {
-        let json = beside.join(named);
-        add(file::read_connections(&json)?.connections, &json)?;
+    if let Some(json) = connections_file {
+        add(file::read_connections(json)?.connections, json)?;
     }
     let mut rules = Vec::new();
     for (file, label, grants) in given {

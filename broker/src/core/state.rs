@@ -89,6 +89,14 @@ pub(super) struct Taken {
     pub(super) cuts: Vec<Arc<Cut>>,
 }
 
+impl Taken {
+    /// Adds cuts, each session once: its handle's end may have marked it already.
+    fn add(&mut self, cuts: Vec<Arc<Cut>>) {
+        let known: HashSet<*const Cut> = self.cuts.iter().map(Arc::as_ptr).collect();
+        self.cuts.extend(cuts.into_iter().filter(|cut| !known.contains(&Arc::as_ptr(cut))));
+    }
+}
+
 impl State {
     pub(super) fn new(settings: Settings, suspended: Suspended) -> Self {
         Self {
@@ -222,9 +230,7 @@ impl State {
         let mut taken = self.revoke(CutReason::Reloaded, |handle| {
             gone(&handle.connection) || !may_hold(policy, handle)
         });
-        taken
-            .cuts
-            .extend(self.sessions.mark(CutReason::Reloaded, |owner| !may_go_on(&settings, owner)));
+        taken.add(self.sessions.mark(CutReason::Reloaded, |owner| !may_go_on(&settings, owner)));
         taken
     }
 
@@ -233,9 +239,8 @@ impl State {
         self.suspended.add(which);
         let mut taken =
             self.revoke(CutReason::Suspended, |handle| which.covers(&handle.connection));
-        taken.cuts.extend(
-            self.sessions.mark(CutReason::Suspended, |owner| which.covers(&owner.connection.name)),
-        );
+        let covered = |owner: &Owner| which.covers(&owner.connection.name);
+        taken.add(self.sessions.mark(CutReason::Suspended, covered));
         taken
     }
 

@@ -63,7 +63,8 @@ impl fmt::Display for Enforced {
 }
 
 /// What name resolution and TLS read: glibc's resolver opens its files anew, and loads modules
-/// that nsswitch.conf names.
+/// that nsswitch.conf names. A reload looks up users and groups again, and the system's roots,
+/// which lie in one of the last places or lead to one.
 const SYSTEM_READ: &[&str] = &[
     "/etc/resolv.conf",
     "/etc/hosts",
@@ -71,6 +72,8 @@ const SYSTEM_READ: &[&str] = &[
     "/etc/nsswitch.conf",
     "/etc/gai.conf",
     "/etc/services",
+    "/etc/passwd",
+    "/etc/group",
     "/etc/ld.so.cache",
     "/etc/localtime",
     "/run/systemd/resolve",
@@ -82,6 +85,14 @@ const SYSTEM_READ: &[&str] = &[
     "/dev/null",
     "/proc/self",
     "/sys/fs/cgroup",
+    "/etc/ssl/certs",
+    "/etc/ssl/cert.pem",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/pki/tls/certs",
+    "/etc/pki/tls/cert.pem",
+    "/etc/pki/ca-trust",
+    "/usr/share/ca-certificates",
+    "/usr/local/share/ca-certificates",
 ];
 
 /// DNS answers that do not fit a datagram come over TCP.

@@ -7,7 +7,7 @@ use std::fmt;
 use subtle::ConstantTimeEq as _;
 
 use super::SourceFault;
-use crate::arena::{Arena, Slot};
+use crate::arena::Slot;
 use crate::credential::Credential;
 use crate::sys::leaving_no_residue;
 
@@ -26,16 +26,15 @@ impl Material {
     pub(crate) fn parse(
         text: &Slot,
         username: Option<&str>,
-        arena: &Arena,
     ) -> Result<Self, SourceFault> {
         leaving_no_residue(|| match username {
             Some(name) => Ok(Self {
                 username: parse_username(name.as_bytes())?,
-                password: password(text, 0, arena)?,
+                password: password(text, 0)?,
             }),
             None => {
                 let (username, start) = text.expose(split_username)?;
-                Ok(Self { username, password: password(text, start, arena)? })
+                Ok(Self { username, password: password(text, start)? })
             }
         })
     }
@@ -83,8 +82,9 @@ pub(super) fn parse_username(bytes: &[u8]) -> Result<String, SourceFault> {
     Ok(text.to_owned())
 }
 
-/// Copies the password within the arena into a slot of its own size.
-fn password(text: &Slot, start: usize, arena: &Arena) -> Result<Slot, SourceFault> {
+/// Copies the password within the arena into a slot of its own size, which is counted as the
+/// text's is: what a peer brings stays within the peer's part.
+fn password(text: &Slot, start: usize) -> Result<Slot, SourceFault> {
     text.expose(|bytes| {
         let password = trimmed(bytes.get(start..).unwrap_or_default());
         if password.is_empty() {
@@ -93,7 +93,7 @@ fn password(text: &Slot, start: usize, arena: &Arena) -> Result<Slot, SourceFaul
         if password.contains(&0) {
             return Err(SourceFault::NulByte);
         }
-        let mut slot = arena.allocate(password.len())?;
+        let mut slot = text.place_for_copy(password.len())?;
         slot.fill(|place| place.copy_from_slice(password));
         Ok(slot)
     })

@@ -11,9 +11,11 @@ use std::process::{Command, ExitCode};
 use std::{fs, hint};
 
 use clap::Parser;
+use credbroker_e2e::frontend::Frontend;
 use credbroker_e2e::handles::{Handles, Refusal};
 use credbroker_e2e::identity::{Identity, pass_descriptor};
 use credbroker_e2e::postgres;
+use credbroker_proto::v1::{Bind, IssueHandleRequest};
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
 use rustix::process::{Signal, getpid, kill_process};
@@ -36,6 +38,18 @@ enum Role {
         /// The socket to connect to. Without it, standard input is the connection.
         #[arg(long)]
         socket: Option<PathBuf>,
+    },
+    /// Issues a bound handle, opens a session with it, prints its token, and keeps all of it until
+    /// standard input ends.
+    HoldHandle {
+        /// Of which connection.
+        connection: String,
+        /// `lifetime` or `process`.
+        bind: String,
+        /// `broker.sock`.
+        socket: PathBuf,
+        /// The socket of the door.
+        door: PathBuf,
     },
     /// Connects, passes the connection over standard input, and ends when that ends.
     Lend {
@@ -69,6 +83,9 @@ fn main() -> ExitCode {
         Role::GuardPostgres => postgres::guard(),
         Role::Hold => hold(),
         Role::Ask { connection, socket } => ask(&connection, socket.as_deref()),
+        Role::HoldHandle { connection, bind, socket, door } => {
+            hold_handle(&connection, &bind, &socket, &door)
+        }
         Role::Lend { socket } => lend(&socket),
         Role::Flood { count, sockets } => flood(count, &sockets),
         Role::Activate { sockets, group, command } => activate(&sockets, group, &command),
@@ -102,6 +119,24 @@ fn ask(connection: &str, socket: Option<&Path>) -> io::Result<()> {
     let who = broker.whoami().map_err(|refusal| io::Error::other(refusal.message))?;
     let issued = broker.issue(connection).map_or_else(refused, |_issued| "issued".to_owned());
     println!("uid={} pid={} issue={issued}", who.uid, who.pid.unwrap_or_default());
+    Ok(())
+}
+
+fn hold_handle(connection: &str, bind: &str, socket: &Path, door: &Path) -> io::Result<()> {
+    let bind = if bind == "process" { Bind::Process } else { Bind::Lifetime };
+    let broker = Handles::connect(&Identity::own(), socket)?;
+    let request = IssueHandleRequest {
+        connection: connection.into(),
+        bind: bind.into(),
+        ..Default::default()
+    };
+    let issued = broker.issue_with(request);
+    let token = issued.map_err(|refusal| io::Error::other(refusal.message))?.token;
+    let session = Frontend::connect(&Identity::own(), door)?.login(connection, None, &token);
+    let session = session.map_err(|error| io::Error::other(format!("{error:?}")))?;
+    println!("{token}");
+    io::stdin().read_to_end(&mut Vec::new())?;
+    drop(session);
     Ok(())
 }
 

@@ -138,6 +138,26 @@ impl Setup {
         self
     }
 
+    /// Takes a key away again.
+    #[must_use]
+    pub fn without(mut self, key: &str) -> Self {
+        let (tables, name) = key.rsplit_once('.').unwrap_or(("", key));
+        let mut parts = tables.split('.').filter(|part| !part.is_empty());
+        let table =
+            parts.try_fold(&mut self.config, |table, part| table.get_mut(part)?.as_table_mut());
+        let _there = table.and_then(|table| table.remove(name));
+        self
+    }
+
+    /// Takes a grant away again.
+    #[must_use]
+    pub fn without_grant(mut self, name: &str) -> Self {
+        if let Some(grants) = self.config.get_mut("grants").and_then(Value::as_array_mut) {
+            grants.retain(|grant| grant.get("name").and_then(Value::as_str) != Some(name));
+        }
+        self
+    }
+
     /// Adds a connection to `database`, with its secret in a file that only the broker reads.
     #[must_use]
     pub fn connection(self, name: &str, database: &Database, via: Via) -> Self {
@@ -218,6 +238,16 @@ impl Setup {
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("chmod");
         give(&path, &Identity::broker()).expect("the broker gets its file");
         path
+    }
+
+    /// Writes `broker.toml` as an editor does: a new file, renamed over the old one.
+    ///
+    /// # Panics
+    /// When it cannot be written.
+    pub fn replace(&self) {
+        let config = toml::to_string(&self.config).expect("a table can be written");
+        let fresh = self.broker_file("etc/.broker.toml.new", &config);
+        fs::rename(fresh, self.path("etc/broker.toml")).expect("the file can be replaced");
     }
 
     /// Writes `broker.toml` and gives its path.
