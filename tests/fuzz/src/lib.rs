@@ -8,6 +8,11 @@
 //! | `dictionaries/TARGET` | words that the fuzzer would take long to find |
 
 #![forbid(unsafe_code)]
+#![allow(
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a broken promise must end the run, loudly and at once"
+)]
 
 use std::path::{Path, PathBuf};
 use std::{fs, io};
