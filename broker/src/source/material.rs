@@ -23,10 +23,7 @@ impl Material {
     ///
     /// # Errors
     /// When it could not be logged in with.
-    pub(crate) fn parse(
-        text: &Slot,
-        username: Option<&str>,
-    ) -> Result<Self, SourceFault> {
+    pub(crate) fn parse(text: &Slot, username: Option<&str>) -> Result<Self, SourceFault> {
         leaving_no_residue(|| match username {
             Some(name) => Ok(Self {
                 username: parse_username(name.as_bytes())?,
