@@ -465,7 +465,7 @@ fn the_command_line_of_an_operator() {
     assert!(reloaded.contains("the grants have changed"), "{reloaded}");
     let path = broker.audit().path().display().to_string();
     let verified = line.run(&["audit", "verify", &path]);
-    assert!(verified.contains("signed to"), "{verified}");
+    assert!(verified.contains("whole: "), "{verified}");
 
     // Who is no operator is told by the file system, and where to look.
     let mut stranger = broker.cli(&client);
