@@ -7,6 +7,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 
 pub use self::setup::{Grant, IntoToml, Setup, Via};
+use crate::admin::Admin;
 use crate::audit::AuditLog;
 use crate::frontend::{Frontend, LoginError, Session};
 use crate::handles::Handles;
@@ -65,6 +66,11 @@ impl Broker {
         &mut self.process
     }
 
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) {
+        self.process.signal(signal);
+    }
+
     /// Its process id.
     #[must_use]
     pub fn pid(&self) -> u32 {
@@ -98,9 +104,23 @@ impl Broker {
     /// The operators' packet socket.
     #[must_use]
     pub fn admin_packet_socket(&self) -> PathBuf {
+        self.admin_dir().join(credbroker_proto::ADMIN_PACKET_SOCKET)
+    }
+
+    fn admin_dir(&self) -> PathBuf {
         let mut dir = self.runtime_dir().into_os_string();
         dir.push(credbroker_proto::ADMIN_DIR_SUFFIX);
-        PathBuf::from(dir).join(credbroker_proto::ADMIN_PACKET_SOCKET)
+        dir.into()
+    }
+
+    /// The operators' service, as the uid of the tests.
+    ///
+    /// # Panics
+    /// When the socket does not take the connection.
+    #[must_use]
+    pub fn admin(&self) -> Admin {
+        Admin::connect(&Identity::own(), &self.admin_dir().join(credbroker_proto::ADMIN_SOCKET))
+            .unwrap_or_else(|error| panic!("admin.sock is closed: {error}\n{}", self.log()))
     }
 
     /// A connection to the packet socket as `identity`.

@@ -13,6 +13,8 @@
 //! | [`identity`] | who acts: commands and sockets under another uid |
 //! | [`process`] | child processes that end with the test and whose output is kept |
 //! | [`handles`] | the gRPC service, as any uid |
+//! | [`admin`] | the operators' gRPC service |
+//! | [`crowd`] | many sessions at once, at work and idle, and when each of them dies |
 //! | [`packet`] | the packet sockets, as any uid, with any descriptors |
 //! | [`frontend`] | a PostgreSQL frontend that can also lie |
 //! | [`proxy`] | a hand on the wire between broker and PostgreSQL: hold a login at any step |
@@ -39,10 +41,12 @@
     reason = "a test library: what goes wrong must fail the test, loudly and at once"
 )]
 
+pub mod admin;
 pub mod audit;
 pub mod binaries;
 pub mod broker;
 pub mod canary;
+pub mod crowd;
 pub mod frontend;
 pub mod handles;
 pub mod holder;
