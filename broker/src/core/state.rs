@@ -89,6 +89,15 @@ pub(super) struct Taken {
     pub(super) cuts: Vec<Arc<Cut>>,
 }
 
+impl Taken {
+    /// Adds cuts, each of which may be there already, under a handle that was taken.
+    fn also(&mut self, cuts: Vec<Arc<Cut>>) {
+        self.cuts.extend(cuts);
+        self.cuts.sort_unstable_by_key(|cut| Arc::as_ptr(cut).addr());
+        self.cuts.dedup_by(|one, other| Arc::ptr_eq(one, other));
+    }
+}
+
 impl State {
     pub(super) fn new(settings: Settings, suspended: Suspended) -> Self {
         Self {
@@ -222,9 +231,7 @@ impl State {
         let mut taken = self.revoke(CutReason::Reloaded, |handle| {
             gone(&handle.connection) || !may_hold(policy, handle)
         });
-        taken
-            .cuts
-            .extend(self.sessions.mark(CutReason::Reloaded, |owner| !may_go_on(&settings, owner)));
+        taken.also(self.sessions.mark(CutReason::Reloaded, |owner| !may_go_on(&settings, owner)));
         taken
     }
 
@@ -233,7 +240,7 @@ impl State {
         self.suspended.add(which);
         let mut taken =
             self.revoke(CutReason::Suspended, |handle| which.covers(&handle.connection));
-        taken.cuts.extend(
+        taken.also(
             self.sessions.mark(CutReason::Suspended, |owner| which.covers(&owner.connection.name)),
         );
         taken

@@ -14,13 +14,12 @@ use credbroker_e2e::crowd::Crowd;
 use credbroker_e2e::frontend::{Frontend, Message, Session, startup};
 use credbroker_e2e::handles::Handles;
 use credbroker_e2e::identity::{Identity, several_or_say, take_descriptor};
-use credbroker_e2e::packet::{Packets, memfd};
 use credbroker_e2e::postgres::{Database, Server};
 use credbroker_e2e::process::Process;
 use credbroker_e2e::proxy::{LoginProxy, Step};
 use credbroker_e2e::wait::{PATIENCE, holds_for};
 use credbroker_e2e::{assert_eventually, binaries};
-use credbroker_proto::v1::{Bind, IssueHandleRequest, PutRequest};
+use credbroker_proto::v1::{Bind, IssueHandleRequest};
 use rustix::process::Signal;
 
 /// The server has stopped within this time of a cut.
@@ -424,8 +423,8 @@ fn g5_the_exit_of_a_bound_process_ends_its_sessions_at_once() {
     let (near, far) = UnixStream::pair().expect("a pair");
     let mut lend = Identity::client().command(binaries::helper());
     lend.arg("lend").arg(broker.socket()).args(vec![broker.door(); SOME]);
-    lend.stdin(Stdio::from(OwnedFd::from(far)));
-    let mut holder = Process::start("holder", &mut lend, &broker.setup().path("logs"));
+    let child = lend.stdin(Stdio::from(OwnedFd::from(far))).spawn().expect("the lender runs");
+    let mut holder = Process::adopt("holder", child, &broker.setup().path("logs"));
     let bound = UnixStream::from(take_descriptor(&near).expect("a connection to broker.sock"));
     let doors: Vec<OwnedFd> =
         (0..SOME).map(|_| take_descriptor(&near).expect("a connection to the door")).collect();
@@ -478,13 +477,12 @@ fn g5_a_rotation_without_grace_ends_sessions_at_once() {
 #[test]
 fn g5_the_end_of_the_broker_ends_sessions_at_once() {
     let database = Server::shared().database();
-    let broker = for_a_crowd()
-        .connection("main_db", &database, Via::Tls)
-        .set("broker.drain", "0s")
-        .start();
-    make_marks(&broker, &broker.handles(&Identity::client()).issue("main_db").expect("a grant").token);
+    let broker =
+        for_a_crowd().connection("main_db", &database, Via::Tls).set("broker.drain", "1s").start();
+    let service = broker.handles(&Identity::client());
+    make_marks(&broker, &service.issue("main_db").expect("a grant").token);
     let (sleepers, _token) = crowd(&broker, &database, SOME);
     let deaths = sleepers.see_die(&database, false, || broker.signal(Signal::TERM));
-    println!("SIGTERM, and no time to drain: {deaths}");
+    println!("SIGTERM, with a second to drain: {deaths}");
     assert_recorded(&broker, "draining", SOME);
 }
