@@ -1,7 +1,7 @@
 //! Revoked means dead now: in the client, in the broker, in the database.
 
 use std::fs;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::Stdio;
 use std::sync::Mutex;
@@ -14,12 +14,13 @@ use credbroker_e2e::crowd::Crowd;
 use credbroker_e2e::frontend::{Frontend, Message, Session, startup};
 use credbroker_e2e::handles::Handles;
 use credbroker_e2e::identity::{Identity, several_or_say, take_descriptor};
+use credbroker_e2e::packet::{Packets, memfd};
 use credbroker_e2e::postgres::{Database, Server};
 use credbroker_e2e::process::Process;
 use credbroker_e2e::proxy::{LoginProxy, Step};
 use credbroker_e2e::wait::{PATIENCE, holds_for};
 use credbroker_e2e::{assert_eventually, binaries};
-use credbroker_proto::v1::{Bind, IssueHandleRequest};
+use credbroker_proto::v1::{Bind, IssueHandleRequest, PutRequest};
 use rustix::process::Signal;
 
 /// The server has stopped within this time of a cut.
@@ -185,36 +186,41 @@ fn login_to_the_end(broker: &Broker, token: &str) -> Vec<Message> {
     messages
 }
 
-#[test]
-fn g5_a_revoke_that_lands_during_login_leaves_no_session() {
-    let database = Server::shared().database();
-    let proxy = LoginProxy::start(database.server());
-    let broker = Broker::usual_setup(&database, Via::Plain(proxy.port())).start();
+/// Lets `cut` land at each step of a login, and asserts that neither client nor server has a
+/// session then. `mend` undoes what stands in the way of the next login.
+fn assert_none_left(
+    broker: &Broker,
+    proxy: &LoginProxy,
+    database: &Database,
+    (name, cut, mend): (&str, &dyn Fn(&str), &dyn Fn()),
+) {
     let service = broker.handles(&Identity::client());
     for step in Step::ALL {
         let token = service.issue("main_db").expect("a grant").token;
         proxy.hold_at(step);
         let messages = thread::scope(|scope| {
-            let login = scope.spawn(|| login_to_the_end(&broker, &token));
+            let login = scope.spawn(|| login_to_the_end(broker, &token));
             proxy.wait_until_held(PATIENCE);
             let started = Instant::now();
-            service.revoke(&token).expect("the holder revokes");
-            assert!(started.elapsed() < STOPPED + SLACK, "{step:?}: {:?}", started.elapsed());
+            cut(&token);
+            let took = started.elapsed();
+            assert!(took < STOPPED + SLACK, "{name} at {step:?}: {took:?}");
             proxy.release();
             login.join().expect("the login ends")
         });
         let let_in = Message { tag: b'R', body: vec![0, 0, 0, 0] };
-        assert!(!messages.contains(&let_in), "{step:?}: the client was let in: {messages:?}");
+        assert!(!messages.contains(&let_in), "{name} at {step:?}: let in: {messages:?}");
         assert_eventually!(
             within STOPPED + SLACK,
             database.backends() == 0,
-            "{step:?}: a backend was left"
+            "{name} at {step:?}: a backend was left"
         );
+        mend();
     }
     let opened = broker.audit().of("session.opened").len();
     assert_eventually!(
         broker.audit().of("session.closed").len() == opened,
-        "each session that was recorded as opened is recorded as closed"
+        "{name}: each session that was recorded as opened is recorded as closed"
     );
     broker.audit().assert_chained();
 
@@ -222,6 +228,52 @@ fn g5_a_revoke_that_lands_during_login_leaves_no_session() {
     let token = service.issue("main_db").expect("a grant").token;
     let mut session = broker.session(&Identity::client(), "main_db", &token);
     session.query("SELECT 1").expect("a query");
+    println!("{name}: no session left after a cut at each of {} steps", Step::ALL.len());
+}
+
+#[test]
+fn g5_a_revoke_that_lands_during_login_leaves_no_session() {
+    let database = Server::shared().database();
+    let proxy = LoginProxy::start(database.server());
+    let broker = Broker::usual_setup(&database, Via::Plain(proxy.port())).start();
+    let service = broker.handles(&Identity::client());
+    let revoke = |token: &str| drop(service.revoke(token).expect("the holder revokes"));
+    assert_none_left(&broker, &proxy, &database, ("revoke", &revoke, &|| {}));
+}
+
+#[test]
+fn g5_a_suspension_that_lands_during_login_leaves_no_session() {
+    let database = Server::shared().database();
+    let proxy = LoginProxy::start(database.server());
+    let broker = Broker::usual_setup(&database, Via::Plain(proxy.port())).start();
+    let admin = broker.admin();
+    let suspend = |_token: &str| drop(admin.suspend("main_db").expect("an operator"));
+    let resume = || admin.resume("main_db").expect("an operator");
+    assert_none_left(&broker, &proxy, &database, ("suspend", &suspend, &resume));
+}
+
+#[test]
+fn g5_a_rotation_that_lands_during_login_leaves_no_session() {
+    let database = Server::shared().database();
+    let proxy = LoginProxy::start(database.server());
+    let broker = Setup::new()
+        .bare_connection("main_db", &database)
+        .set("connections.main_db.host", "127.0.0.1")
+        .set("connections.main_db.port", i64::from(proxy.port()))
+        .set("connections.main_db.tls", toml::Table::from_iter([("mode".into(), "disable".into())]))
+        .set("connections.main_db.secret.store", true)
+        .set("connections.main_db.rotation_grace", "0s")
+        .grant(Grant::to(&Identity::client(), &["issue", "open"], &["main_db"]))
+        .start();
+    let operator = Packets::connect(&Identity::own(), &broker.admin_packet_socket());
+    let operator = operator.expect("root may connect");
+    let put = || {
+        let request = PutRequest { connection: "main_db".into(), ..Default::default() };
+        let secret = memfd(database.secret().as_bytes());
+        operator.put(request, &[secret.as_fd()]).expect("an operator");
+    };
+    put();
+    assert_none_left(&broker, &proxy, &database, ("rotation", &|_token| put(), &|| {}));
 }
 
 #[test]
@@ -403,7 +455,10 @@ fn g5_every_end_of_a_right_ends_its_sessions_at_once() {
 
     let (sleepers, _token) = crowd(&broker, &database, SOME);
     let kept = broker.setup().without_grants();
-    let deaths = sleepers.see_die(&database, false, || broker.signal(Signal::HUP));
+    let deaths = sleepers.see_die(&database, false, || {
+        println!("{:?}", admin.reload());
+        broker.signal(Signal::HUP)
+    });
     println!("SIGHUP, and no grant any more: {deaths}");
     assert_recorded(&broker, "reloaded", SOME);
     let _path = broker.setup().broker_file("etc/broker.toml", &kept);
