@@ -455,10 +455,7 @@ fn g5_every_end_of_a_right_ends_its_sessions_at_once() {
 
     let (sleepers, _token) = crowd(&broker, &database, SOME);
     let kept = broker.setup().without_grants();
-    let deaths = sleepers.see_die(&database, false, || {
-        println!("{:?}", admin.reload());
-        broker.signal(Signal::HUP)
-    });
+    let deaths = sleepers.see_die(&database, false, || broker.signal(Signal::HUP));
     println!("SIGHUP, and no grant any more: {deaths}");
     assert_recorded(&broker, "reloaded", SOME);
     let _path = broker.setup().broker_file("etc/broker.toml", &kept);
