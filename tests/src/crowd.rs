@@ -32,7 +32,7 @@ enum Deed {
     Idle,
     /// In a sleep of five minutes.
     Asleep,
-    /// In a block that does not let itself be cancelled. One in a hundred.
+    /// In a block that does not let itself be cancelled. One in fifty.
     Stubborn,
     /// The server has an INSERT behind the sleep already.
     Pipelined,
@@ -184,11 +184,9 @@ impl fmt::Display for Deaths {
 }
 
 fn deed(number: usize) -> Deed {
-    match DEEDS[number % DEEDS.len()] {
-        // Few of these: each keeps a processor of the server busy while it is being ended.
-        Deed::Stubborn if number % 50 != 49 => Deed::Idle,
-        deed => deed,
-    }
+    let deed = DEEDS[number % DEEDS.len()];
+    // Few of these: each keeps a processor of the server busy while it is being ended.
+    if deed == Deed::Stubborn && number % 50 != 49 { Deed::Idle } else { deed }
 }
 
 impl Deed {
