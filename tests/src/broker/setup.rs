@@ -222,17 +222,15 @@ impl Setup {
         self.broker_file("etc/broker.toml", &config)
     }
 
-    /// Writes `broker.toml` again, without its grants, and gives what it was.
+    /// Writes `broker.toml` again, without its grants.
     ///
     /// # Panics
     /// When it cannot be written.
-    #[must_use]
-    pub fn without_grants(&self) -> String {
+    pub fn without_grants(&self) {
         let mut config = self.config.clone();
         config.remove("grants");
-        let write = |config: &Table| toml::to_string(config).expect("a table can be written");
-        let _path = self.broker_file("etc/broker.toml", &write(&config));
-        write(&self.config)
+        let text = toml::to_string(&config).expect("a table can be written");
+        let _path = self.broker_file("etc/broker.toml", &text);
     }
 
     /// The daemon's command, under the broker's uid, with this environment.
