@@ -19,7 +19,7 @@ use crate::arena::{Arena, RegionError};
 use crate::audit::{Audit, Event, Outcome, Record, SinkError};
 use crate::cli::{Command, HealthArgs};
 use crate::config::{Config, ConfigError, Places};
-use crate::connection::Host;
+use crate::connection::{Host, Tls};
 use crate::core::{Core, Parts, Reloading, Settings, SuspensionError, SuspensionFile};
 use crate::credential::Credentials;
 use crate::door;
@@ -308,6 +308,10 @@ fn sandbox_paths(config: &Config) -> Paths {
         match &configured.connection.host {
             Host::Tcp { port, .. } => paths.connect.push(*port),
             Host::Unix { directory, .. } => paths.read.push(directory.clone()),
+        }
+        // A reload reads the roots again, and a renewed file is another one of that name.
+        if let Tls::VerifyFull { ca_file: Some(file), .. } = &configured.connection.tls {
+            paths.read.extend(file.parent().map(Path::to_owned));
         }
     }
     paths

@@ -39,8 +39,8 @@ mod status;
 const HANDLE_SERVICE: &str = "credbroker.v1.HandleService";
 /// Open connections over all peers.
 const MAX_CONNECTIONS: usize = 512;
-/// Requests at once on one connection.
-const MAX_STREAMS: u32 = 16;
+/// Requests at once on one connection: all the news of a handle, and room to end it.
+const MAX_STREAMS: u32 = 64;
 /// Longest message in either direction that a request is made of.
 const MAX_MESSAGE: usize = 64 * 1024;
 /// Longest answer to an operator: lists have at most 1000 entries.

@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use credbroker_proto::v1::admin_service_client::AdminServiceClient;
 use credbroker_proto::v1::{
-    AdminConnection, ExplainAccessRequest, ExplainAccessResponse, GetConnectionRequest,
-    GetStatusRequest, GetStatusResponse, ListSessionsRequest, ListSessionsResponse,
-    PeerDescription, ReloadRequest, ReloadResponse, ResumeRequest, SuspendRequest, SuspendResponse,
+    AdminConnection, CloseSessionRequest, ExplainAccessRequest, ExplainAccessResponse,
+    GetConnectionRequest, GetStatusRequest, GetStatusResponse, HandleFilter, ListSessionsRequest,
+    ListSessionsResponse, PeerDescription, ReloadRequest, ReloadResponse, ResumeRequest,
+    RevokeHandlesRequest, RevokeHandlesResponse, SessionInfo, SuspendRequest, SuspendResponse,
     explain_access_request, resume_request, suspend_request,
 };
 use tonic::transport::Channel;
@@ -113,5 +114,25 @@ impl Admin {
             connection: connection.into(),
         };
         self.call(async |mut client| client.explain_access(request).await)
+    }
+
+    /// Ends every handle of a connection.
+    pub fn revoke_all(&self, connection: &str) -> Result<RevokeHandlesResponse, Refusal> {
+        let filter = HandleFilter { connection: Some(connection.into()), ..Default::default() };
+        let request = RevokeHandlesRequest { filter: Some(filter) };
+        self.call(async |mut client| client.revoke_handles(request).await)
+    }
+
+    /// The live sessions of a connection, and those that are being opened.
+    pub fn sessions_of(&self, connection: &str) -> Result<Vec<SessionInfo>, Refusal> {
+        let request = ListSessionsRequest { connection: Some(connection.into()), limit: 1000 };
+        let answer = self.call(async |mut client| client.list_sessions(request).await)?;
+        Ok(answer.sessions)
+    }
+
+    /// Ends one session.
+    pub fn close_session(&self, session: &str) -> Result<(), Refusal> {
+        let request = CloseSessionRequest { session: session.into() };
+        self.call(async |mut client| client.close_session(request).await).map(drop)
     }
 }

@@ -80,6 +80,11 @@ impl Broker {
         &mut self.process
     }
 
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) {
+        self.process.signal(signal);
+    }
+
     /// Its process id.
     #[must_use]
     pub fn pid(&self) -> u32 {
@@ -138,6 +143,12 @@ impl Broker {
     pub fn admin(&self, identity: &Identity) -> Admin {
         Admin::connect(identity, &self.admin_socket())
             .unwrap_or_else(|error| panic!("{} is closed: {error}\n{}", identity.uid(), self.log()))
+    }
+
+    /// The operators' service, as the uid of the tests.
+    #[must_use]
+    pub fn operator(&self) -> Admin {
+        self.admin(&Identity::own())
     }
 
     /// A connection to the packet socket as `identity`.

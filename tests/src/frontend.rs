@@ -83,7 +83,11 @@ impl From<io::Error> for LoginError {
 impl Frontend {
     /// Connects to the socket at `door` as `identity`.
     pub fn connect(identity: &Identity, door: &Path) -> io::Result<Self> {
-        let stream = identity.connect(door)?;
+        Self::over(identity.connect(door)?)
+    }
+
+    /// Speaks over a connection that somebody has made.
+    pub fn over(stream: UnixStream) -> io::Result<Self> {
         stream.set_read_timeout(Some(READ_LIMIT))?;
         stream.set_write_timeout(Some(READ_LIMIT))?;
         Ok(Self { stream })

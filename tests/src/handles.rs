@@ -51,21 +51,7 @@ impl Handles {
     /// # Errors
     /// When there is no runtime to be had.
     pub fn over(stream: UnixStream) -> io::Result<Self> {
-        stream.set_nonblocking(true)?;
-        let runtime =
-            runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-        let channel = runtime.block_on(async {
-            let mut once = Some(tokio::net::UnixStream::from_std(stream)?);
-            let connector = tower::service_fn(move |_uri| {
-                let stream = once.take().map(TokioIo::new);
-                async move { stream.ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected)) }
-            });
-            Endpoint::from_static("http://localhost")
-                .timeout(CALL_LIMIT)
-                .connect_with_connector(connector)
-                .await
-                .map_err(io::Error::other)
-        })?;
+        let (runtime, channel) = channel(stream)?;
         Ok(Self { runtime, channel })
     }
 
@@ -102,6 +88,16 @@ impl Handles {
         let request = RenewHandleRequest { token: token.into(), ttl: None };
         let response = self.call(async |mut client| client.renew_handle(request).await)?;
         Ok(response.handle.expect("a renewed handle is described"))
+    }
+
+    /// Moves the expiry of a handle to `ttl` from now.
+    ///
+    /// # Panics
+    /// When the time cannot be a protobuf duration.
+    pub fn renew_for(&self, token: &str, ttl: Duration) -> Result<(), Refusal> {
+        let ttl = prost_types::Duration::try_from(ttl).expect("a short time");
+        let request = RenewHandleRequest { token: token.into(), ttl: Some(ttl) };
+        self.call(async |mut client| client.renew_handle(request).await).map(drop)
     }
 
     /// Ends a handle by its token; gives the number of sessions that were cut.
@@ -233,6 +229,25 @@ impl Handles {
         let answer = self.runtime.block_on(request(client));
         answer.map(Response::into_inner).map_err(Refusal::from)
     }
+}
+
+/// A channel over one connection that somebody has made, and the runtime that it lives on.
+pub(crate) fn channel(stream: UnixStream) -> io::Result<(Runtime, Channel)> {
+    stream.set_nonblocking(true)?;
+    let runtime = runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    let channel = runtime.block_on(async {
+        let mut once = Some(tokio::net::UnixStream::from_std(stream)?);
+        let connector = tower::service_fn(move |_uri| {
+            let stream = once.take().map(TokioIo::new);
+            async move { stream.ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected)) }
+        });
+        Endpoint::from_static("http://localhost")
+            .timeout(CALL_LIMIT)
+            .connect_with_connector(connector)
+            .await
+            .map_err(io::Error::other)
+    })?;
+    Ok((runtime, channel))
 }
 
 /// A handle and its token.

@@ -13,6 +13,7 @@
 //! | [`identity`] | who acts: commands and sockets under another uid |
 //! | [`process`] | child processes that end with the test and whose output is kept |
 //! | [`handles`], [`admin`] | the gRPC services, as any uid |
+//! | [`crowd`] | many sessions at once, at work and idle, and when each of them dies |
 //! | [`packet`] | the packet sockets, as any uid, with any descriptors |
 //! | [`frontend`] | a PostgreSQL frontend that can also lie |
 //! | [`proxy`] | a hand on the wire between broker and PostgreSQL: hold a login at any step |
@@ -44,6 +45,7 @@ pub mod audit;
 pub mod binaries;
 pub mod broker;
 pub mod canary;
+pub mod crowd;
 pub mod frontend;
 pub mod handles;
 pub mod holder;

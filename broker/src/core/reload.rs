@@ -151,9 +151,12 @@ impl Core {
         let settings = Settings::of(&mut config);
         let changes = self.settings().changes(&settings);
         self.shared.metrics.configured(settings.connections.keys().cloned());
-        // First the credentials: what is new in the settings must find its own.
-        let changed = self.shared.credentials.commit(credentials);
-        let taken = self.state().reload(settings);
+        // In one step: a login finds either the old destination and its credential, or the new
+        // ones, because it looks for both under this lock.
+        let (changed, taken) = {
+            let mut state = self.state();
+            (self.shared.credentials.commit(credentials), state.reload(settings))
+        };
         let (handles_revoked, sessions_cut) = (taken.handles.len(), taken.cuts.len());
         self.carry_out(None, CutReason::Reloaded, taken).await;
         changed.iter().for_each(|(name, version)| self.rotated(name, *version));

@@ -10,6 +10,7 @@ use super::state::{By, Claim, NoPlace, Placed};
 use super::{Asked, Core, Refusal, Verb, Why};
 use crate::audit::{Audited, Event, Outcome, Record};
 use crate::connection::Connection;
+use crate::credential::Credential;
 use crate::handle::TokenHash;
 use crate::metrics;
 use crate::peer::Peer;
@@ -144,6 +145,21 @@ impl Core {
         let opening = Opening::new(entered, credential, database);
         let audited = self.shared.audit.before(&record, opening).await;
         audited.map_err(|unavailable| self.unaudited(peer, Some(name), &unavailable))
+    }
+
+    /// The credential with which one could log in now where a session is: another version than its
+    /// own, when that was replaced. `None` when there is none, or it is for another role or another
+    /// destination.
+    pub(crate) fn credential_in_force(
+        &self,
+        connection: &Connection,
+        username: &str,
+    ) -> Option<Arc<Credential>> {
+        // Under one lock: a reload changes both in one step.
+        let state = self.state();
+        let credential = self.shared.credentials.of(&connection.name)?;
+        let now = state.settings.connections.get(&connection.name)?;
+        (now.leads_to_same(connection) && credential.username() == username).then_some(credential)
     }
 
     /// The live session that a client's cancel key means, if it is the peer's own.

@@ -43,7 +43,7 @@ const MAX_LOGINS: usize = 1024;
 /// Serves the door until `core` drains.
 pub(crate) async fn serve(listener: Accepting, core: Core) {
     let (lobby, cancels) = (Lobby::new(MAX_LOGINS), Cancels::default());
-    let terminator = Terminator::new(core.tasks().clone());
+    let terminator = Terminator::new(core.clone());
     loop {
         let Accepted { stream, peer } = tokio::select! {
             () = core.draining() => return,

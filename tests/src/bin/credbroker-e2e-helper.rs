@@ -51,10 +51,11 @@ enum Role {
         /// The socket of the door.
         door: PathBuf,
     },
-    /// Connects, passes the connection over standard input, and ends when that ends.
+    /// Connects, passes the connections over standard input, and ends when that ends.
     Lend {
-        /// What to connect to.
-        socket: PathBuf,
+        /// What to connect to, in this order.
+        #[arg(required = true)]
+        sockets: Vec<PathBuf>,
     },
     /// Connects again and again, sends what is no beginning of anything, and is killed with all
     /// of it open.
@@ -86,7 +87,7 @@ fn main() -> ExitCode {
         Role::HoldHandle { connection, bind, socket, door } => {
             hold_handle(&connection, &bind, &socket, &door)
         }
-        Role::Lend { socket } => lend(&socket),
+        Role::Lend { sockets } => lend(&sockets),
         Role::Flood { count, sockets } => flood(count, &sockets),
         Role::Activate { sockets, group, command } => activate(&sockets, group, &command),
     };
@@ -140,10 +141,21 @@ fn hold_handle(connection: &str, bind: &str, socket: &Path, door: &Path) -> io::
     Ok(())
 }
 
-fn lend(socket: &Path) -> io::Result<()> {
-    let connection = UnixStream::connect(socket)?;
-    pass_descriptor(io::stdin(), connection)?;
+fn lend(sockets: &[PathBuf]) -> io::Result<()> {
+    for socket in sockets {
+        pass_descriptor(io::stdin(), connect(socket)?)?;
+    }
     io::stdin().read_to_end(&mut Vec::new()).map(drop)
+}
+
+fn connect(socket: &Path) -> io::Result<OwnedFd> {
+    if socket.file_name().is_none_or(|name| name != credbroker_proto::PACKET_SOCKET) {
+        return Ok(UnixStream::connect(socket)?.into());
+    }
+    let kind = SocketType::SEQPACKET;
+    let packets = socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None)?;
+    rustix::net::connect(&packets, &SocketAddrUnix::new(socket)?)?;
+    Ok(packets)
 }
 
 fn flood(count: usize, sockets: &[PathBuf]) -> io::Result<()> {

@@ -260,6 +260,17 @@ impl Setup {
         self.broker_file("etc/broker.toml", &config)
     }
 
+    /// Writes `broker.toml` again, without its grants.
+    ///
+    /// # Panics
+    /// When it cannot be written.
+    pub fn without_grants(&self) {
+        let mut config = self.config.clone();
+        config.remove("grants");
+        let text = toml::to_string(&config).expect("a table can be written");
+        let _path = self.broker_file("etc/broker.toml", &text);
+    }
+
     /// The daemon's command, under the broker's uid, with this environment.
     #[must_use]
     pub fn command(&self, subcommand: &str) -> Command {

@@ -155,7 +155,8 @@ fn settings(socket_dir: &Path, port: u16) -> Vec<(&'static str, String)> {
         ("unix_socket_permissions", "0777".into()),
         ("password_encryption", "scram-sha-256".into()),
         ("ssl", "on".into()),
-        ("max_connections", "200".into()),
+        // A thousand sessions of one test, and what the others have open.
+        ("max_connections", "1400".into()),
         ("log_connections", "on".into()),
         ("log_statement", "all".into()),
         // Nothing here outlives the run.

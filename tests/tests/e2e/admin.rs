@@ -374,6 +374,7 @@ impl Line<'_> {
     }
 
     /// Standard output of a command that succeeds.
+    #[expect(clippy::print_stdout, reason = "what an operator sees is what this test is about")]
     fn run(&self, arguments: &[&str]) -> String {
         let done = output(&mut self.command(arguments), PATIENCE);
         let said = transcript(&done);

@@ -308,8 +308,8 @@ fn watchers_are_told() {
 
     // Foreign and unknown tokens alike.
     let stranger = broker.handles(&Identity::attacker());
-    let foreign = stranger.watch(&handle.token).err().expect("not his");
-    let unknown = stranger.watch(MADE_UP).err().expect("nobody's");
+    let foreign = stranger.watch(&handle.token).expect_err("not his");
+    let unknown = stranger.watch(MADE_UP).expect_err("nobody's");
     assert_eq!(foreign.reason, "HANDLE_INVALID");
     assert_eq!(foreign.without_reference(), unknown.without_reference());
 
@@ -321,7 +321,7 @@ fn watchers_are_told() {
         let service = if streams.len() < 8 { &service } else { &other };
         streams.push(service.watch(&handle.token).expect("up to sixteen"));
     }
-    let more = other.watch(&handle.token).err().expect("the seventeenth");
+    let more = other.watch(&handle.token).expect_err("the seventeenth");
     assert_eq!((more.code, more.reason.as_str()), (Code::ResourceExhausted, "LIMIT_REACHED"));
     drop(streams.pop());
     assert_eventually!(
@@ -492,7 +492,7 @@ fn a_destination_is_resolved_for_whom_it_is_granted() {
     for (service, unknown) in [
         (&service, destination("db.invalid", database.name())),
         (&service, destination("localhost", "no_such_db")),
-        (&service, ResolveConnectionRequest { port: Some(1), ..there.clone() }),
+        (&service, ResolveConnectionRequest { port: Some(1), ..there }),
         (&stranger, destination("db.invalid", database.name())),
     ] {
         refused.push(service.resolve(unknown).expect_err("no such destination"));

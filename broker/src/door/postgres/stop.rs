@@ -17,12 +17,12 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
-use tokio_util::task::TaskTracker;
 use tracing::{debug, error};
 
 use super::backend::{LoginFault, LoginRequest, Messages, ServerKey, log_in};
 use super::{cancel, codec};
-use crate::core::Session;
+use crate::connection::Connection;
+use crate::core::{Core, Session};
 use crate::credential::Credential;
 use crate::door::wire::Reader;
 use crate::upstream::{Link, Remote};
@@ -62,7 +62,7 @@ pub(super) enum Stopped {
 /// Ends backends, many with one login. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(super) struct Terminator {
-    tasks: TaskTracker,
+    core: Core,
     workers: Arc<Mutex<HashMap<Site, mpsc::UnboundedSender<Order>>>>,
 }
 
@@ -83,13 +83,15 @@ struct Order {
     cancel_request: Vec<u8>,
     since: Instant,
     remote: Remote,
+    connection: Arc<Connection>,
+    /// What the session logged in with.
     credential: Arc<Credential>,
     gone: oneshot::Sender<()>,
 }
 
 impl Terminator {
-    pub(super) fn new(tasks: TaskTracker) -> Self {
-        Self { tasks, workers: Arc::default() }
+    pub(super) fn new(core: Core) -> Self {
+        Self { core, workers: Arc::default() }
     }
 
     /// Returns when the session's backend is gone, or it has taken too long to find out.
@@ -109,6 +111,7 @@ impl Terminator {
                 cancel_request: codec::cancel_request(key.pid, &key.secret),
                 since: Instant::now(),
                 remote: server.remote,
+                connection: Arc::clone(session.connection()),
                 credential,
                 gone,
             },
@@ -137,7 +140,7 @@ impl Terminator {
         let _own = sender.send(order);
         workers.insert(site.clone(), sender);
         let this = self.clone();
-        self.tasks.spawn(async move { this.work(site, orders).await });
+        self.core.tasks().spawn(async move { this.work(site, orders).await });
     }
 
     /// Serves one site until nobody has ordered anything for a while.
@@ -145,7 +148,7 @@ impl Terminator {
         let mut doomed = Vec::new();
         let mut pause = LOOK_AGAIN;
         while self.take_orders(&site, &mut orders, &mut doomed).await {
-            let Err(error) = terminate(&site, &mut orders, &mut doomed).await else {
+            let Err(error) = terminate(&self.core, &site, &mut orders, &mut doomed).await else {
                 pause = LOOK_AGAIN;
                 continue;
             };
@@ -202,15 +205,18 @@ fn drain(orders: &mut mpsc::UnboundedReceiver<Order>, doomed: &mut Vec<Order>) {
 
 /// Logs in and terminates until none of the doomed is left.
 async fn terminate(
+    core: &Core,
     site: &Site,
     orders: &mut mpsc::UnboundedReceiver<Order>,
     doomed: &mut Vec<Order>,
 ) -> Result<(), LoginFault> {
-    let Some((remote, credential)) =
-        doomed.first().map(|order| (order.remote.clone(), Arc::clone(&order.credential)))
-    else {
-        return Ok(());
-    };
+    let Some(order) = doomed.first() else { return Ok(()) };
+    let remote = order.remote.clone();
+    // A rotation may be what the sessions are over for, and then their own password is worth
+    // nothing any more.
+    let username = order.credential.username();
+    let credential = core.credential_in_force(&order.connection, username);
+    let credential = credential.unwrap_or_else(|| Arc::clone(&order.credential));
     let link = Link::dial_again(&remote).await?;
     let request = LoginRequest {
         credential: &credential,
@@ -223,7 +229,11 @@ async fn terminate(
     let mut messages = Messages::new(log_in(link, request).await?.stream);
     let mut pause = LOOK_AGAIN;
     loop {
+        let before = doomed.len();
         drain(orders, doomed);
+        if doomed.len() > before {
+            pause = LOOK_AGAIN;
+        }
         messages.send(&codec::query(&look_at(doomed))).await?;
         let there = rows(&mut messages).await?;
         let mut left = Vec::with_capacity(there.len());
@@ -240,8 +250,21 @@ async fn terminate(
         if doomed.is_empty() && orders.is_empty() {
             return Ok(());
         }
-        tokio::time::sleep(pause).await;
+        rest(orders, doomed, pause).await;
         pause = (pause * 2).min(LOOK_AGAIN_AT_MOST);
+    }
+}
+
+/// Waits for the time of the next look: at the latest when `pause` is over, and soon after another
+/// order has come, for that backend still works.
+async fn rest(
+    orders: &mut mpsc::UnboundedReceiver<Order>,
+    doomed: &mut Vec<Order>,
+    pause: Duration,
+) {
+    tokio::time::sleep(LOOK_AGAIN).await;
+    if let Ok(Some(order)) = timeout(pause.saturating_sub(LOOK_AGAIN), orders.recv()).await {
+        doomed.push(order);
     }
 }
 
