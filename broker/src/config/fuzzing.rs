@@ -9,6 +9,7 @@ use super::raw::{NameOrId, Raw, Selector};
 use super::{Config, ConfigError, Places, file, merge, parse};
 
 /// What is shown of a configuration is a configuration, which is shown as the same.
+#[must_use]
 pub fn config(bytes: &[u8]) -> bool {
     let Ok(text) = std::str::from_utf8(bytes) else { return false };
     let Some(config) = parsed(text) else { return false };

@@ -8,6 +8,7 @@ use prost::Message as _;
 use super::decode::{Malformed, decode};
 
 /// What decodes means the same when it is written in the shortest way, which is no longer.
+#[must_use]
 pub fn packet(bytes: &[u8]) -> bool {
     let decoded = decode(bytes);
     let Ok(message) = v1::PacketRequest::decode(bytes) else {

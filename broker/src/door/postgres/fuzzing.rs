@@ -9,6 +9,7 @@ use crate::handle::TokenHash;
 
 /// A first message that is understood is the same when it is written again; nothing in it is
 /// longer than it was; and frames are counted alike however the stream is cut.
+#[must_use]
 pub fn startup(bytes: &[u8]) -> bool {
     let (cut, stream) = bytes.split_first().unwrap_or((&1, &[]));
     counted(stream, usize::from(*cut));
@@ -67,6 +68,7 @@ fn counted(stream: &[u8], cut: usize) {
 
 /// No server that does not know the password gets further than the challenge, whatever it says;
 /// and one that has proved itself fills no more memory than it may.
+#[must_use]
 pub fn backend(bytes: &[u8]) -> bool {
     let (from, stream) = bytes.split_first().unwrap_or((&0, &[]));
     lets_in(from % 3, stream)
