@@ -379,13 +379,13 @@ struct End {
     torn_len: u64,
 }
 
-/// What is kept of a torn end, the last record, and the place in the chain that it gives.
+/// What is kept of a torn end, the last whole line, and the head that it makes.
 #[cfg(any(test, fuzzing))]
-type Ending = (Vec<u8>, Option<Vec<u8>>, Option<Link>);
+pub(super) type Ended = (Vec<u8>, Option<Vec<u8>>, Option<Link>);
 
-/// How `file` ends, for inputs of the fuzzer: what is kept of a torn end, and the last record.
+/// How `file` ends, for inputs of the fuzzer.
 #[cfg(any(test, fuzzing))]
-pub(super) fn end_of(file: &File) -> io::Result<Ending> {
+pub(super) fn end_of(file: &File) -> io::Result<Ended> {
     let End { line, whole, torn, torn_len } = End::of(file)?;
     assert_eq!(whole + torn_len, file.metadata()?.len());
     assert!(torn.len() as u64 == torn_len.min(MAX_KEPT) && !torn.contains(&b'\n'));

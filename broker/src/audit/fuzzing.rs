@@ -14,6 +14,7 @@ use super::file::end_of;
 
 /// The broker goes on behind the last whole line only if that line has its hash, and keeps all
 /// that is torn. The same once more with the hash put right, which no fuzzer finds by itself.
+#[must_use]
 pub fn audit_line(bytes: &[u8]) -> bool {
     let found = continues(bytes);
     let body = bytes.strip_suffix(b"\n").unwrap_or(bytes);

@@ -126,6 +126,7 @@ pub(crate) mod fuzzing {
     use super::{MAX_MESSAGE, Reply, Request};
 
     /// No message has two forms, and none is longer than the longest.
+    #[must_use]
     pub fn keeper(bytes: &[u8]) -> bool {
         let request = Request::decode(bytes).map(Request::encode);
         let reply = Reply::decode(bytes).map(Reply::encode);

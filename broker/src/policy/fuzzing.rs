@@ -90,6 +90,7 @@ impl Bytes<'_> {
 
 /// Every question about a peer has the answer that the text of the grants gives, and all answers
 /// agree: what is explained is what is decided, and nobody who stands for nobody gets anything.
+#[must_use]
 pub fn policy(bytes: &[u8]) -> bool {
     let mut bytes = Bytes(bytes);
     let bits = bytes.byte();

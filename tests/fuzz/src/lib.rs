@@ -76,7 +76,16 @@ impl Spoiler {
             let byte = self.next().to_le_bytes()[0];
             match (self.below(6), bytes.get_mut(at)) {
                 (0, Some(place)) => *place ^= 1 << (byte % 8),
-                (1, Some(place)) => *place = [0, 1, 0x7f, 0x80, 0xff, byte][usize::from(byte % 6)],
+                (1, Some(place)) => {
+                    *place = match byte % 6 {
+                        0 => 0,
+                        1 => 1,
+                        2 => 0x7f,
+                        3 => 0x80,
+                        4 => 0xff,
+                        _ => self.next().to_le_bytes()[0],
+                    }
+                }
                 (2, _) => bytes.insert(at, byte),
                 (3, _) => drop(bytes.drain(from..to)),
                 (4, _) => {
@@ -123,11 +132,12 @@ pub fn audit_verify(bytes: &[u8]) -> bool {
         let mut line = [body, b",\"prev\":\"", prev.as_bytes(), b"\""].concat();
         prev = HEXLOWER.encode(digest(&SHA256, &line).as_ref());
         line.extend_from_slice(&[HASH, prev.as_bytes(), b"\"}"].concat());
-        match verifier.line(&line) {
-            Ok(()) => records += 1,
-            Err(Fault::Edited) => panic!("a hash that is right was called wrong"),
-            Err(_other) => break,
+        let took = verifier.line(&line);
+        assert_ne!(took, Err(Fault::Edited), "a hash that is right was called wrong");
+        if took.is_err() {
+            break;
         }
+        records += 1;
         let at = usize::from(*flip) * 257 % line.len();
         if let Some(byte) = line.get_mut(at) {
             *byte ^= 1 << (flip % 8);
