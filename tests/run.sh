@@ -8,7 +8,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=tests/needs.sh
 source tests/needs.sh
 needs_cargo
-needs cc gcc g++ g++ psql postgresql-client setpriv util-linux systemd-analyze systemd
+needs cc gcc g++ g++ gcore gdb psql postgresql-client setpriv util-linux systemd-analyze systemd
 
 if [[ ${1:-} == --fuzz ]]; then
     needs g++ g++

@@ -116,6 +116,15 @@ impl Database {
     /// When the server's verifier cannot be read.
     #[must_use]
     pub fn derived_patterns(&self) -> Vec<Pattern> {
+        self.derived_patterns_of(&self.canary)
+    }
+
+    /// The same for another password that was tried on this role.
+    ///
+    /// # Panics
+    /// When the server's verifier cannot be read.
+    #[must_use]
+    pub fn derived_patterns_of(&self, password: &Canary) -> Vec<Pattern> {
         let query = "SELECT rolpassword FROM pg_authid WHERE rolname = $1";
         let row = self.server.admin("postgres").query_one(query, &[&self.name]);
         let verifier: String = row.expect("the superuser reads pg_authid").get(0);
@@ -126,7 +135,7 @@ impl Database {
         let (iterations, salt) = iterations.zip(salt).expect("a SCRAM verifier");
 
         let mut salted = [0; digest::SHA256_OUTPUT_LEN];
-        let password = self.canary.reveal().as_bytes();
+        let password = password.reveal().as_bytes();
         pbkdf2::derive(pbkdf2::PBKDF2_HMAC_SHA256, iterations, &salt, password, &mut salted);
         let key = hmac::Key::new(hmac::HMAC_SHA256, &salted);
         let client_key = hmac::sign(&key, b"Client Key");

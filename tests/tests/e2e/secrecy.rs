@@ -1,16 +1,23 @@
 //! Where the password is not: in no worker, no client, no log, and once in the broker.
 
 use std::collections::HashSet;
+use std::fs;
+use std::os::fd::AsFd as _;
 use std::path::PathBuf;
+use std::thread;
+use std::time::Duration;
 
 use credbroker_e2e::assert_eventually;
 use credbroker_e2e::broker::{Broker, Grant, Setup, Via};
 use credbroker_e2e::canary::{Canary, Pattern};
+use credbroker_e2e::holder::Holder;
 use credbroker_e2e::identity::{Identity, several_or_say};
 use credbroker_e2e::memory::{self, Scan};
+use credbroker_e2e::packet::{Packets, memfd};
 use credbroker_e2e::postgres::{Database, Server};
-use credbroker_e2e::process::Process;
+use credbroker_e2e::process::{Process, output, transcript};
 use credbroker_e2e::worker::Worker;
+use credbroker_proto::v1::{PutRequest, RegisterRequest};
 use serde_json::json;
 
 fn all_patterns(database: &Database) -> Vec<Pattern> {
@@ -119,6 +126,117 @@ fn g2_the_broker_holds_the_secret_in_its_arena_only() {
             let forms: HashSet<&str> = found.hits.iter().map(|hit| hit.form.as_str()).collect();
             assert!(forms.contains("raw"), "{forms:?}");
         }
+    }
+}
+
+/// Runs `each` on eight threads, `times` times in all.
+fn crowd(times: usize, each: impl Fn() + Sync) {
+    const THREADS: usize = 8;
+    thread::scope(|scope| {
+        for _ in 0..THREADS {
+            scope.spawn(|| (0..times.div_ceil(THREADS)).for_each(|_| each()));
+        }
+    });
+}
+
+/// The forms of the patterns that a core dump of the process holds.
+fn in_a_core(broker: &Broker, name: &str, pid: u32, patterns: &[Pattern]) -> Vec<String> {
+    let core = broker.setup().path(&format!("logs/{name}"));
+    let mut gcore = Identity::own().command("gcore");
+    gcore.arg("-o").arg(&core).arg(pid.to_string());
+    let done = output(&mut gcore, Duration::from_secs(60));
+    let written = core.with_extension(pid.to_string());
+    let size = fs::metadata(&written).map(|core| core.len()).unwrap_or_default();
+    assert!(size > 1 << 20, "no core: {}", transcript(&done));
+    let hits = memory::scan_files(std::slice::from_ref(&written), patterns);
+    println!("{name}: a core of {} MiB, {} hits", size >> 20, hits.len());
+    fs::remove_file(written).expect("the core");
+    hits
+}
+
+#[test]
+fn g2_a_thousand_logins_leave_one_copy() {
+    if !several_or_say("memory of other processes can be read") {
+        return;
+    }
+    let database = Server::shared().database();
+    // The whole where it is meant, and a tenth of it where the arena can be read, as the control.
+    for (backend, times) in [("auto", 1000), ("memfd", 100)] {
+        let client = Identity::client();
+        let broker = Broker::usual_setup(&database, Via::Tls)
+            .set("arena.backend", backend)
+            .set("limits.rate_per_second", 10_000_i64)
+            .bare_connection("bare_db", &database)
+            .stored_connection("stored_db", &database)
+            .grant(Grant::to(&client, &["register", "open", "reveal"], &["bare_db"]))
+            .grant(Grant::to(&client, &["issue", "open"], &["stored_db"]))
+            .start();
+        let service = broker.handles(&client);
+        let (token, stored) = (service.issue("main_db").expect("a grant").token, || {
+            broker.handles(&client).issue("stored_db").expect("a grant").token
+        });
+        let operator = Packets::connect(&Identity::own(), &broker.admin_packet_socket());
+        let operator = operator.expect("root may connect");
+        let put = |text: &str| {
+            let request = PutRequest { connection: "stored_db".into(), ..Default::default() };
+            operator.put(request, &[memfd(text.as_bytes()).as_fd()]).expect("an operator");
+        };
+
+        crowd(times, || {
+            broker.session(&client, "main_db", &token).query("SELECT 1").expect("a query");
+        });
+        let made_up = format!("cbh_{}", "x".repeat(43));
+        crowd(times / 2, || {
+            broker.login(&client, "main_db", &made_up).expect_err("nobody's token");
+        });
+        let wrong = Canary::random();
+        put(&format!("{}:{}", database.name(), wrong.reveal()));
+        let refused = stored();
+        crowd(times / 2, || {
+            broker.login(&client, "stored_db", &refused).expect_err("the server says no");
+        });
+        let (packets, brought) = (broker.packets(&client), Canary::random());
+        let registered: Vec<_> = (0..100)
+            .map(|_| {
+                let request = RegisterRequest {
+                    connection: "bare_db".into(),
+                    username: database.name().into(),
+                    ..Default::default()
+                };
+                let secret = memfd(brought.reveal().as_bytes());
+                packets.register(request, &[secret.as_fd()]).expect("a grant").token
+            })
+            .collect();
+        broker.login(&client, "bare_db", &registered[0]).expect_err("it is made up");
+        let (_, shown) = packets.reveal(&registered[1]).expect("a grant");
+        drop(shown);
+        put(&database.secret());
+        broker.session(&client, "stored_db", &stored()).query("SELECT 1").expect("the right one");
+        broker.operator().reload().expect("nothing has changed");
+
+        let mut patterns = all_patterns(&database);
+        for other in [&wrong, &brought] {
+            patterns.extend([other.patterns(), database.derived_patterns_of(other)].concat());
+        }
+        let found = assert_only_in_arena(&broker, &patterns);
+        println!(
+            "G2, {backend}: {times} logins, {times} failed ones, 100 registers, 2 puts, a reload: 0 of {} patterns in {} MiB outside the arena",
+            patterns.len(),
+            found.bytes_read >> 20,
+        );
+        if backend == "memfd" {
+            assert!(
+                found.in_arena() > 100,
+                "the control: {} copies in the arena",
+                found.in_arena()
+            );
+        }
+        let in_core = in_a_core(&broker, "broker", broker.pid(), &patterns);
+        assert!(in_core.is_empty(), "{in_core:?}");
+        let holder = Holder::of(database.canary().reveal());
+        let control = in_a_core(&broker, "holder", holder.pid(), &patterns);
+        assert!(!control.is_empty(), "the control: a core of who has the password holds it");
+        assert_files_clean(&broker, &database);
     }
 }
 
