@@ -111,7 +111,6 @@ impl Cut {
     }
 
     /// Why it was marked, if it was.
-    #[cfg(test)]
     pub(crate) fn reason(&self) -> Option<CutReason> {
         self.reason.get().copied()
     }

@@ -196,9 +196,13 @@ impl Session {
         self.entered.cut.fired().await
     }
 
-    /// Records the end and leaves the registry.
+    /// Records the end and leaves the registry. What was marked to be cut was cut: that the link
+    /// broke is how the relay may have noticed.
     pub(crate) fn close(mut self, closing: Closing) {
         self.entered.closing = closing;
+        if let Some(reason) = self.entered.cut.reason() {
+            self.entered.closing.reason = reason.name();
+        }
     }
 }
 
