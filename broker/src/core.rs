@@ -1,10 +1,11 @@
 //! The verbs. Here, and only here, stands: may this peer do this (policy), was it written down
 //! (audit), then do it.
 //!
-//! The types carry the order. A [`Peer`] comes from accept; [`Policy::decide`] turns it into a
-//! [`Grant`]; [`Audit::before`] turns that into an `Audited` grant; and the effects (a handle in
-//! the table, a session's credential) take nothing less. Both edges (gRPC and the doors) decode,
-//! call a verb and encode; they decide nothing.
+//! The types carry the order. A [`Peer`] comes from accept;
+//! [`decide`](crate::policy::Policy::decide) turns it into a [`Grant`]; [`Audit::before`] turns
+//! that into an `Audited` grant; and the effects (a handle in the table, a session's credential)
+//! take nothing less. The edges (gRPC, packets and the doors) decode, call a verb and encode; they
+//! decide nothing.
 //!
 //! Locking: the handle table and the session registry are one state under one mutex, which is
 //! held neither across an `.await` nor across a write to the audit log.
