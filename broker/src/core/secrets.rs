@@ -8,7 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::{Asked, Core, IssueRequest, Issued, Refusal, Verb, Why};
 use crate::arena::Slot;
@@ -19,6 +19,7 @@ use crate::handle::{Bind, Handle, HandleId, TokenHash};
 use crate::metrics;
 use crate::peer::Peer;
 use crate::policy::{Action, Grant, Operator};
+use crate::session::Cut;
 use crate::source::{self, SourceFault};
 
 /// Labels of a credential, and bytes of each key and value.
@@ -190,7 +191,8 @@ impl Core {
         let material =
             audited.map_err(|unavailable| self.unaudited(peer, Some(name), &unavailable))?;
         let version = self.shared.credentials.put(name, material.into_inner(), expires_at, labels);
-        let sessions_to_cut = self.end_older(name, version, grace);
+        let (sessions_to_cut, cuts) = self.end_older(name, version, grace);
+        self.wait_until_dead(cuts).await;
         timed.done();
         Ok(Stored { version, persistent: false, sessions_to_cut })
     }
@@ -213,8 +215,9 @@ impl Core {
         self.check_open_for_business(peer, &name)?;
         self.check_rate(peer, &grant, Verb::Reveal)?;
         self.check_alive(peer, &name)?;
-        let credential =
-            self.spend_reveal(id, &name).map_err(|why| self.refuse(peer, Some(&name), why))?;
+        let credential = self
+            .spend_reveal(peer, id, &grant)
+            .map_err(|why| self.refuse(peer, Some(&name), why))?;
         let record = Record::new(Event::SecretRevealed, Outcome::Allowed)
             .peer(peer)
             .grant(&grant)
@@ -224,6 +227,9 @@ impl Core {
             self.shared.audit.before(&record, credential).await;
         match audited {
             Ok(credential) => {
+                // What was taken away while the record was written is not shown any more.
+                let still = self.state().may_reveal(peer, id, &grant, Instant::now());
+                still.map_err(|why| self.refuse(peer, Some(&name), why))?;
                 timed.done();
                 Ok(Revealed(credential.into_inner()))
             }
@@ -237,8 +243,15 @@ impl Core {
     }
 
     /// Once for each handle: the mark is what grants.
-    fn spend_reveal(&self, id: HandleId, name: &ConnectionName) -> Result<Arc<Credential>, Why> {
+    fn spend_reveal(
+        &self,
+        peer: &Peer,
+        id: HandleId,
+        grant: &Grant,
+    ) -> Result<Arc<Credential>, Why> {
+        let name = grant.connection();
         let mut state = self.state();
+        state.may_reveal(peer, id, grant, Instant::now())?;
         let handle = state.handles.get_mut(id).ok_or(Why::HandleInvalid)?;
         if handle.revealed {
             return Err(Why::HandleInvalid);
@@ -268,34 +281,41 @@ impl Core {
             .connection(name)
             .detail("version", version);
         self.shared.audit.always(&record);
-        self.end_older(name, version, None);
+        let _fired = self.end_older(name, version, None);
     }
 
-    /// Ends the sessions of older versions, now or when `grace` is over. Gives how many there are.
-    fn end_older(&self, name: &ConnectionName, version: u64, grace: Option<Duration>) -> usize {
+    /// Ends the sessions of older versions, now or when `grace` is over. Gives how many there are,
+    /// and those that were cut now.
+    fn end_older(
+        &self,
+        name: &ConnectionName,
+        version: u64,
+        grace: Option<Duration>,
+    ) -> (usize, Vec<Arc<Cut>>) {
         self.tell_rotated(name, version);
         let (count, grace) = {
             let state = self.state();
             let configured = state.settings.connections.get(name).map(|c| c.rotation_grace);
             (state.count_older(name, version), grace.or(configured).unwrap_or_default())
         };
-        let core = self.clone();
-        let name = name.clone();
-        let cut = move |core: &Self| {
-            let cuts = core.state().rotate(&name, version);
-            cuts.iter().for_each(|cut| cut.fire());
-        };
         if grace.is_zero() {
-            cut(&core);
-        } else {
-            self.shared.tasks.spawn(async move {
-                tokio::select! {
-                    () = tokio::time::sleep(grace) => cut(&core),
-                    () = core.shared.stopped.cancelled() => {}
-                }
-            });
+            let cuts = self.cut_older(name, version);
+            return (cuts.len(), cuts);
         }
-        count
+        let (core, name) = (self.clone(), name.clone());
+        self.shared.tasks.spawn(async move {
+            tokio::select! {
+                () = tokio::time::sleep(grace) => drop(core.cut_older(&name, version)),
+                () = core.shared.stopped.cancelled() => {}
+            }
+        });
+        (count, Vec::new())
+    }
+
+    fn cut_older(&self, name: &ConnectionName, version: u64) -> Vec<Arc<Cut>> {
+        let cuts = self.state().rotate(name, version);
+        cuts.iter().for_each(|cut| cut.fire());
+        cuts
     }
 
     /// Forgets a credential and ends what is open on it, those that came in by registration
@@ -315,8 +335,7 @@ impl Core {
         let record =
             Record::new(Event::SecretDeleted, Outcome::Done).peer(operator.peer()).connection(name);
         self.shared.audit.always(&record);
-        let cuts = self.state().rotate(name, u64::MAX);
-        cuts.iter().for_each(|cut| cut.fire());
+        let cuts = self.cut_older(name, u64::MAX);
         let count = cuts.len();
         self.wait_until_dead(cuts).await;
         timed.done();

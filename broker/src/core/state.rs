@@ -8,12 +8,13 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::Why;
 use super::settings::Settings;
 use super::suspension::Suspended;
 use super::watching::{HandleEnd, Watchers};
 use crate::connection::{AllowedDatabase, Connection, ConnectionName};
 use crate::credential::Credential;
-use crate::handle::{Handle, HandleFault, HandleId, Table, TokenHash};
+use crate::handle::{Handle, HandleFault, HandleId, Standing, Table, TokenHash};
 use crate::peer::{Peer, PeerId};
 use crate::policy::{Action, Decision, Denial, Grant, Policy};
 use crate::session::{Cut, CutReason, Owner, Registry, Right, SessionId};
@@ -223,12 +224,18 @@ impl State {
 
     /// Puts other settings in force and takes away what they no longer allow.
     pub(super) fn reload(&mut self, settings: Settings) -> Taken {
-        self.settings = Arc::new(settings);
+        let before = std::mem::replace(&mut self.settings, Arc::new(settings));
         let settings = Arc::clone(&self.settings);
         let policy = &settings.policy;
         let gone = |name: &ConnectionName| !settings.connections.contains_key(name);
+        // What a peer brought was meant for the destination that the name had then.
+        let misled = |handle: &Handle| {
+            let (then, now) = (&before.connections, &settings.connections);
+            let both = then.get(&handle.connection).zip(now.get(&handle.connection));
+            handle.registered.is_some() && both.is_some_and(|(then, now)| !then.leads_to_same(now))
+        };
         let mut taken = self.revoke(CutReason::Reloaded, |handle| {
-            gone(&handle.connection) || !may_hold(policy, handle)
+            gone(&handle.connection) || misled(handle) || !may_hold(policy, handle)
         });
         taken.add(self.sessions.mark(CutReason::Reloaded, |owner| !may_go_on(&settings, owner)));
         taken
@@ -247,6 +254,26 @@ impl State {
     /// Marks the sessions of a connection that logged in with an older credential than `version`.
     pub(super) fn rotate(&mut self, name: &ConnectionName, version: u64) -> Vec<Arc<Cut>> {
         self.sessions.mark(CutReason::Rotated, |owner| is_older(owner, name, version))
+    }
+
+    /// Whether a handle that was found before this lock was taken still shows its secret.
+    pub(super) fn may_reveal(
+        &self,
+        peer: &Peer,
+        id: HandleId,
+        grant: &Grant,
+        now: Instant,
+    ) -> Result<(), Why> {
+        let handle = self.handles.get(id).ok_or(Why::HandleInvalid)?;
+        if handle.standing == Standing::Expired || handle.expires <= now {
+            Err(Why::HandleExpired)
+        } else if self.suspended.covers(&handle.connection) {
+            Err(Why::Suspended)
+        } else if !self.still_grants(peer, grant) {
+            Err(Why::AccessDenied)
+        } else {
+            Ok(())
+        }
     }
 
     /// Whether a grant that was given before this lock was taken would be given now.
