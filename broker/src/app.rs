@@ -201,7 +201,7 @@ fn serve(app: App, runtime: &Runtime) -> std::io::Result<()> {
         tasks.spawn(rpc::serve(admin, Audience::Operators, core.clone(), health));
         tasks.spawn(edge.clone().serve(packet, Audience::Workloads));
         tasks.spawn(edge.serve(admin_packet, Audience::Operators));
-        tasks.spawn(door::postgres::serve(postgres, core.clone()));
+        tasks.spawn(door::postgres::Door::new(core.clone()).serve(postgres));
         if let Some(server) = metrics {
             tasks.spawn(serve_metrics(server, core.clone(), arena));
         }

@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use tokio::net::UnixStream;
 use tokio::time::timeout;
 use tracing::debug;
 
@@ -31,7 +32,7 @@ mod sqlstate;
 mod stop;
 mod validate;
 
-pub(crate) use self::cancel::Cancels;
+use self::cancel::Cancels;
 pub(crate) use self::validate::{Validated, validate};
 
 /// For a client to say what it wants, and again to give its token.
@@ -40,80 +41,93 @@ const STARTUP_WITHIN: Duration = Duration::from_secs(5);
 /// Logins at once, over all peers: each holds a buffer of its startup message.
 const MAX_LOGINS: usize = 1024;
 
-/// Serves the door until `core` drains.
-pub(crate) async fn serve(listener: Accepting, core: Core) {
-    let (lobby, cancels) = (Lobby::new(MAX_LOGINS), Cancels::default());
-    let terminator = Terminator::new(core.clone());
-    loop {
-        let Accepted { stream, peer } = tokio::select! {
-            () = core.draining() => return,
-            accepted = listener.accept() => accepted,
-        };
-        let Some(place) = lobby.enter(peer.uid()) else {
-            debug!(uid = %peer.uid(), "closed a connection: too many unfinished logins");
-            continue;
-        };
-        let (core, cancels, terminator) = (core.clone(), cancels.clone(), terminator.clone());
-        core.clone().tasks().spawn(async move {
-            match timeout(STARTUP_WITHIN, greet(stream)).await {
-                Ok(Ok(Opened::Client(client))) => {
-                    client_session(core, (cancels, terminator), peer, *client, place).await
-                }
-                Ok(Ok(Opened::Cancel(key))) => {
-                    if let Some(session) = core.session_of(&peer, key) {
-                        cancels.cancel(session).await;
-                    }
-                }
-                Ok(Err(error)) => {
-                    debug!(uid = %peer.uid(), %error, "a client ended before it said what it wants")
-                }
-                Err(_elapsed) => {
-                    debug!(uid = %peer.uid(), "a client did not say what it wants in time")
-                }
-            }
-        });
-    }
+/// The door, and what its sessions share. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(crate) struct Door {
+    core: Core,
+    lobby: Lobby,
+    cancels: Cancels,
+    terminator: Terminator,
 }
 
-/// From a startup message to the end of the session.
-async fn client_session(
-    core: Core,
-    (cancels, terminator): (Cancels, Terminator),
-    peer: Peer,
-    mut client: frontend::Frontend,
-    place: Place,
-) {
-    let Some((session, upstream)) = login(&core, &peer, &mut client).await else { return };
-    drop(place);
-    let Authenticated { mut stream, remote, mut prelude } = upstream;
-    let server = Server { remote, key: prelude.take_key() };
-    drop(prelude);
-    let _cancellable =
-        server.key.as_ref().map(|key| cancels.register(session.id(), &server.remote, key));
+impl Door {
+    pub(crate) fn new(core: Core) -> Self {
+        let terminator = Terminator::new(core.clone());
+        Self { core, lobby: Lobby::new(MAX_LOGINS), cancels: Cancels::default(), terminator }
+    }
 
-    let bytes = core.metrics().session_bytes(&session.connection().name);
-    let mut watcher = Conversation { bytes, ..Conversation::default() };
-    let (end, carried) =
-        relay(&mut client.stream, &mut stream, &mut watcher, session.cut(), sqlstate::cut).await;
-    // The client's socket dies first, then the link, then whatever the server still does.
-    drop(client);
-    drop(stream);
-    // An idle backend ends by itself when its link does.
-    let stopped =
-        if watcher.server_busy() { terminator.stop(server, &session).await } else { Stopped::Gone };
-    let reason = match end {
-        End::Client | End::Server if watcher.client_said_goodbye() => "client_terminated",
-        End::Client => "client_gone",
-        End::Server => "server_closed",
-        End::Broken => "link_broken",
-        End::Cut(reason) => reason.name(),
-    };
-    session.close(Closing {
-        reason,
-        from_client: carried.from_client,
-        from_server: carried.from_server,
-        server_stopped: stopped == Stopped::Gone,
-    });
+    /// Serves a listener until the core drains.
+    pub(crate) async fn serve(self, listener: Accepting) {
+        loop {
+            let Accepted { stream, peer } = tokio::select! {
+                () = self.core.draining() => return,
+                accepted = listener.accept() => accepted,
+            };
+            let Some(place) = self.lobby.enter(peer.uid()) else {
+                debug!(uid = %peer.uid(), "closed a connection: too many unfinished logins");
+                continue;
+            };
+            let door = self.clone();
+            self.core.tasks().spawn(async move { door.receive(stream, peer, place).await });
+        }
+    }
+
+    /// Finds out what a client wants, and serves it.
+    async fn receive(self, stream: UnixStream, peer: Peer, place: Place) {
+        match timeout(STARTUP_WITHIN, greet(stream)).await {
+            Ok(Ok(Opened::Client(client))) => self.converse(peer, *client, place).await,
+            Ok(Ok(Opened::Cancel(key))) => {
+                if let Some(session) = self.core.session_of(&peer, key) {
+                    self.cancels.cancel(session).await;
+                }
+            }
+            Ok(Err(error)) => {
+                debug!(uid = %peer.uid(), %error, "a client ended before it said what it wants")
+            }
+            Err(_elapsed) => {
+                debug!(uid = %peer.uid(), "a client did not say what it wants in time")
+            }
+        }
+    }
+
+    /// From a startup message to the end of the session.
+    async fn converse(self, peer: Peer, mut client: frontend::Frontend, place: Place) {
+        let Some((session, upstream)) = login(&self.core, &peer, &mut client).await else { return };
+        drop(place);
+        let Authenticated { mut stream, remote, mut prelude } = upstream;
+        let server = Server { remote, key: prelude.take_key() };
+        drop(prelude);
+        let _cancellable =
+            server.key.as_ref().map(|key| self.cancels.register(session.id(), &server.remote, key));
+
+        let bytes = self.core.metrics().session_bytes(&session.connection().name);
+        let mut watcher = Conversation { bytes, ..Conversation::default() };
+        let (end, carried) =
+            relay(&mut client.stream, &mut stream, &mut watcher, session.cut(), sqlstate::cut)
+                .await;
+        // The client's socket dies first, then the link, then whatever the server still does.
+        drop(client);
+        drop(stream);
+        // An idle backend ends by itself when its link does.
+        let stopped = if watcher.server_busy() {
+            self.terminator.stop(server, &session).await
+        } else {
+            Stopped::Gone
+        };
+        let reason = match end {
+            End::Client | End::Server if watcher.client_said_goodbye() => "client_terminated",
+            End::Client => "client_gone",
+            End::Server => "server_closed",
+            End::Broken => "link_broken",
+            End::Cut(reason) => reason.name(),
+        };
+        session.close(Closing {
+            reason,
+            from_client: carried.from_client,
+            from_server: carried.from_server,
+            server_stopped: stopped == Stopped::Gone,
+        });
+    }
 }
 
 /// What a relay keeps count of in protocol 3 (documentation, 55.2).
