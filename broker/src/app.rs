@@ -23,6 +23,7 @@ use crate::connection::{Host, Tls};
 use crate::core::{Core, Parts, Reloading, Settings, SuspensionError, SuspensionFile};
 use crate::credential::Credentials;
 use crate::door;
+use crate::door::relay::workers::Workers;
 use crate::exit::Exit;
 use crate::handle::ExpiryQueue;
 use crate::harden::{self, HardenError, Inherited, Paths};
@@ -192,6 +193,7 @@ fn serve(app: App, runtime: &Runtime) -> std::io::Result<()> {
         let (broker, postgres) = (listeners.broker.serve()?, listeners.postgres.serve()?);
         let admin = listeners.admin.serve()?;
         let admin_packet = listeners.admin_packet.serve()?;
+        let (workers, _running) = Workers::start()?;
         let (packet, edge) = (listeners.packet.serve()?, Edge::start(core.clone())?);
         let tasks = core.tasks().clone();
         tasks.spawn(core.clone().run_expiry(expiry));
@@ -201,7 +203,7 @@ fn serve(app: App, runtime: &Runtime) -> std::io::Result<()> {
         tasks.spawn(rpc::serve(admin, Audience::Operators, core.clone(), health));
         tasks.spawn(edge.clone().serve(packet, Audience::Workloads));
         tasks.spawn(edge.serve(admin_packet, Audience::Operators));
-        tasks.spawn(door::postgres::Door::new(core.clone()).serve(postgres));
+        tasks.spawn(door::postgres::Door::new(core.clone(), workers).serve(postgres));
         if let Some(server) = metrics {
             tasks.spawn(serve_metrics(server, core.clone(), arena));
         }

@@ -73,6 +73,8 @@ pub struct Connection {
     pub(crate) takes_registrations: bool,
     /// How long sessions may go on after their credential was replaced.
     pub(crate) rotation_grace: Duration,
+    /// How old a session may become.
+    pub(crate) max_session_age: Option<Duration>,
 }
 
 /// Where the server is.
@@ -264,6 +266,7 @@ pub(crate) mod tests {
             replication: false,
             takes_registrations: false,
             rotation_grace: Duration::from_secs(300),
+            max_session_age: None,
         }
     }
 

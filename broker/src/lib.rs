@@ -69,6 +69,7 @@ mod posture;
 mod rpc;
 mod session;
 mod shutdown;
+mod socket;
 mod source;
 mod sys;
 mod trusted;

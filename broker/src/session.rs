@@ -9,16 +9,17 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::Arc;
 use std::time::SystemTime;
 
-use rustix::net::{Shutdown, shutdown};
-use tokio_util::sync::CancellationToken;
+use subtle::ConstantTimeEq as _;
 
+pub(crate) use self::cut::{Cut, CutReason, Lifeline, fire};
 use crate::connection::{AllowedDatabase, Connection, ConnectionName};
 use crate::handle::HandleId;
 use crate::peer::{Peer, Uid};
+
+mod cut;
 
 /// Names a session in logs and audit records: `ses_` and a number, unique for one start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -41,97 +42,29 @@ impl fmt::Display for SessionId {
     }
 }
 
-/// Why a session was ended by the broker.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum CutReason {
-    /// Its handle was revoked.
-    Revoked,
-    /// Its handle expired.
-    Expired,
-    /// Its handle was bound to a process that exited.
-    HolderExited,
-    /// An operator suspended the connection.
-    Suspended,
-    /// The policy or the destination changed, and no longer allows it.
-    Reloaded,
-    /// The credential that it logged in with was replaced, and its grace is over.
-    Rotated,
-    /// An operator closed it.
-    Closed,
-    /// The broker shuts down.
-    Draining,
-}
-
-impl CutReason {
-    /// As it stands in audit records.
-    pub(crate) const fn name(self) -> &'static str {
-        match self {
-            Self::Revoked => "revoked",
-            Self::Expired => "expired",
-            Self::HolderExited => "holder_exited",
-            Self::Suspended => "suspended",
-            Self::Reloaded => "reloaded",
-            Self::Rotated => "rotated",
-            Self::Closed => "closed",
-            Self::Draining => "draining",
-        }
-    }
-}
-
-impl fmt::Display for CutReason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-/// Ends one session, from anywhere, at once.
-#[derive(Debug, Default)]
-pub(crate) struct Cut {
-    reason: OnceLock<CutReason>,
-    fired: CancellationToken,
-    ended: CancellationToken,
-    /// A duplicate of the authenticated socket to the server, once there is one.
-    upstream: Mutex<Option<OwnedFd>>,
-}
-
-impl Cut {
-    /// Marks the session. Called under the registry's lock, so that commit sees it.
-    fn mark(&self, reason: CutReason) {
-        let _ = self.reason.set(reason);
-    }
-
-    /// The first step of a cut: from here on nothing that the client sent reaches the server.
-    /// Then wakes the relay, which does the rest.
-    pub(crate) fn fire(&self) {
-        if let Some(socket) = &*self.upstream.lock().unwrap_or_else(PoisonError::into_inner) {
-            // Fails only when the server was faster.
-            let _ = shutdown(socket, Shutdown::Both);
-        }
-        self.fired.cancel();
-    }
-
-    /// Why it was marked, if it was.
-    pub(crate) fn reason(&self) -> Option<CutReason> {
-        self.reason.get().copied()
-    }
-
-    /// Returns when the session is to end.
-    pub(crate) async fn fired(&self) -> CutReason {
-        self.fired.cancelled().await;
-        self.reason.get().copied().unwrap_or(CutReason::Revoked)
-    }
-
-    /// Returns when the session has ended: its client's socket closed and the server stopped.
-    pub(crate) async fn ended(&self) {
-        self.ended.cancelled().await;
-    }
-}
-
 /// What a client may cancel a query with: made by the broker, never the server's own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ClientKey {
     pub(crate) pid: u32,
-    pub(crate) secret: [u8; 4],
+    pub(crate) secret: Box<[u8]>,
+}
+
+/// How long the secret part of a key is: protocol 3.2 made room for longer ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum KeyLength {
+    /// Four bytes, which is all that a client of protocol 3.0 takes.
+    Short,
+    /// 32 bytes.
+    Long,
+}
+
+impl KeyLength {
+    pub(crate) const fn bytes(self) -> usize {
+        match self {
+            Self::Short => 4,
+            Self::Long => 32,
+        }
+    }
 }
 
 /// Under what right a session is opened.
@@ -194,7 +127,8 @@ struct Entry {
 pub(crate) struct Registry {
     next: u64,
     sessions: HashMap<SessionId, Entry>,
-    by_key: HashMap<ClientKey, SessionId>,
+    /// By the process id in their keys, which no two have in common.
+    by_pid: HashMap<u32, SessionId>,
     by_owner: HashMap<(Uid, ConnectionName), usize>,
     by_handle: HashMap<HandleId, usize>,
 }
@@ -218,23 +152,22 @@ impl Registry {
         (id, cut)
     }
 
-    /// Makes an opening session live, unless something cut it meanwhile. `upstream` is what a
-    /// cut shuts down from now on.
+    /// Makes an opening session live, unless something cut it meanwhile.
     pub(crate) fn commit(
         &mut self,
         id: SessionId,
         key: ClientKey,
-        upstream: OwnedFd,
+        lifeline: Lifeline,
     ) -> Result<(), CutMeanwhile> {
         let Some(entry) = self.sessions.get_mut(&id) else {
             return Err(CutMeanwhile(CutReason::Revoked));
         };
-        if let Some(reason) = entry.cut.reason.get() {
-            return Err(CutMeanwhile(*reason));
+        if let Some(reason) = entry.cut.reason() {
+            return Err(CutMeanwhile(reason));
         }
-        *entry.cut.upstream.lock().unwrap_or_else(PoisonError::into_inner) = Some(upstream);
+        entry.cut.hold(lifeline);
+        self.by_pid.insert(key.pid, id);
         entry.key = Some(key);
-        self.by_key.insert(key, id);
         Ok(())
     }
 
@@ -242,13 +175,13 @@ impl Registry {
     pub(crate) fn leave(&mut self, id: SessionId) {
         let Some(entry) = self.sessions.remove(&id) else { return };
         if let Some(key) = entry.key {
-            self.by_key.remove(&key);
+            self.by_pid.remove(&key.pid);
         }
         uncount(&mut self.by_owner, &place_of(&entry.owner));
         if let Some(handle) = entry.owner.right.handle() {
             uncount(&mut self.by_handle, &handle);
         }
-        entry.cut.ended.cancel();
+        entry.cut.end();
     }
 
     /// Marks every session that `which` picks and gives back what to fire, outside the lock.
@@ -292,14 +225,16 @@ impl Registry {
     }
 
     /// The live session of a key, if it is `uid`'s.
-    pub(crate) fn by_key(&self, key: ClientKey, uid: Uid) -> Option<SessionId> {
-        let id = self.by_key.get(&key)?;
-        self.sessions.get(id).filter(|entry| entry.owner.peer.uid() == uid).map(|_| *id)
+    pub(crate) fn by_key(&self, key: &ClientKey, uid: Uid) -> Option<SessionId> {
+        let id = self.by_pid.get(&key.pid)?;
+        let entry = self.sessions.get(id)?;
+        let same = entry.key.as_ref()?.secret.ct_eq(&key.secret);
+        (bool::from(same) && entry.owner.peer.uid() == uid).then_some(*id)
     }
 
-    /// Whether a key is in use.
-    pub(crate) fn has_key(&self, key: ClientKey) -> bool {
-        self.by_key.contains_key(&key)
+    /// Whether a live session's key has this process id.
+    pub(crate) fn has_pid(&self, pid: u32) -> bool {
+        self.by_pid.contains_key(&pid)
     }
 
     /// Sessions of a uid on a connection, those being opened included.
@@ -344,7 +279,9 @@ fn uncount<K: std::hash::Hash + Eq>(counts: &mut HashMap<K, usize>, key: &K) {
 mod tests {
     use super::*;
 
-    const KEY: ClientKey = ClientKey { pid: 7, secret: [1, 2, 3, 4] };
+    fn key(secret: &[u8]) -> ClientKey {
+        ClientKey { pid: 7, secret: secret.into() }
+    }
 
     fn owner(uid: u32, handle: Option<HandleId>) -> Owner {
         let peer = Peer::dangerous_for_test(uid, uid, &[]);
@@ -359,8 +296,8 @@ mod tests {
         Owner { peer, connection, database, right, credential_version: 1 }
     }
 
-    fn socket() -> OwnedFd {
-        std::os::unix::net::UnixStream::pair().unwrap().0.into()
+    fn lifeline() -> Lifeline {
+        Lifeline::Relayed(std::os::unix::net::UnixStream::pair().unwrap().0.into())
     }
 
     #[test]
@@ -370,33 +307,25 @@ mod tests {
         let (id, _) = registry.enter(owner(10, Some(handle)));
         let cuts = registry.mark(CutReason::Revoked, |owner| owner.right.handle() == Some(handle));
         assert_eq!(cuts.len(), 1);
-        assert_eq!(registry.commit(id, KEY, socket()), Err(CutMeanwhile(CutReason::Revoked)));
-        assert_eq!(registry.by_key(KEY, Uid::from_raw(10)), None);
-    }
-
-    #[test]
-    fn a_cut_shuts_the_upstream_socket_before_anything_else() {
-        use std::io::Read as _;
-        let mut registry = Registry::default();
-        let (id, cut) = registry.enter(owner(10, None));
-        let (ours, mut server) = std::os::unix::net::UnixStream::pair().unwrap();
-        registry.commit(id, KEY, ours.into()).unwrap();
-        for marked in registry.mark(CutReason::Draining, |_| true) {
-            marked.fire();
-        }
-        assert_eq!(server.read(&mut [0]).unwrap(), 0, "the server sees the end");
-        assert!(cut.fired.is_cancelled());
+        assert_eq!(
+            registry.commit(id, key(b"1234"), lifeline()),
+            Err(CutMeanwhile(CutReason::Revoked))
+        );
+        assert_eq!(registry.by_key(&key(b"1234"), Uid::from_raw(10)), None);
     }
 
     #[test]
     fn keys_are_of_one_uid_only() {
         let mut registry = Registry::default();
         let (id, _) = registry.enter(owner(10, None));
-        registry.commit(id, KEY, socket()).unwrap();
-        assert_eq!(registry.by_key(KEY, Uid::from_raw(10)), Some(id));
-        assert_eq!(registry.by_key(KEY, Uid::from_raw(11)), None);
+        registry.commit(id, key(b"1234"), lifeline()).unwrap();
+        assert_eq!(registry.by_key(&key(b"1234"), Uid::from_raw(10)), Some(id));
+        assert_eq!(registry.by_key(&key(b"1234"), Uid::from_raw(11)), None);
+        for wrong in [&b"1235"[..], b"123", b"12345", b""] {
+            assert_eq!(registry.by_key(&key(wrong), Uid::from_raw(10)), None);
+        }
         registry.leave(id);
-        assert_eq!(registry.by_key(KEY, Uid::from_raw(10)), None);
+        assert_eq!(registry.by_key(&key(b"1234"), Uid::from_raw(10)), None);
         assert!(registry.is_empty());
     }
 

@@ -8,7 +8,7 @@
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -25,6 +25,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use crate::connection::{Connection, Host, Tls};
+use crate::socket::Socket;
 
 pub(crate) mod tls;
 
@@ -87,9 +88,8 @@ impl fmt::Display for Remote {
 /// The bytes of a link.
 #[derive(Debug)]
 pub(crate) enum Stream {
-    Tcp(TcpStream),
-    Unix(UnixStream),
-    Tls(Box<TlsStream<TcpStream>>),
+    Plain(Socket),
+    Tls(Box<TlsStream<Socket>>),
 }
 
 impl Link {
@@ -148,15 +148,19 @@ impl Remote {
         match &self.address {
             Address::Unix(path) => {
                 let stream = UnixStream::connect(path).await.map_err(DialError::Unreachable)?;
-                Ok(Link { stream: Stream::Unix(stream), name: NameProof::None, remote })
+                let socket = adopt(stream.into_std())?;
+                Ok(Link { stream: Stream::Plain(socket), name: NameProof::None, remote })
             }
             Address::Tcp(address) => {
                 let stream = TcpStream::connect(address).await.map_err(DialError::Unreachable)?;
                 stream.set_nodelay(true).map_err(DialError::Unreachable)?;
+                let socket = adopt(stream.into_std())?;
                 match &self.tls {
-                    None => Ok(Link { stream: Stream::Tcp(stream), name: NameProof::None, remote }),
+                    None => {
+                        Ok(Link { stream: Stream::Plain(socket), name: NameProof::None, remote })
+                    }
                     Some((config, name)) => {
-                        let stream = start_tls(stream, config, name).await?;
+                        let stream = start_tls(socket, config, name).await?;
                         Ok(Link {
                             stream: Stream::Tls(Box::new(stream)),
                             name: NameProof::Verified,
@@ -169,13 +173,18 @@ impl Remote {
     }
 }
 
+/// Takes a connected socket out of tokio's register and into ours.
+fn adopt<S: Into<OwnedFd>>(connected: io::Result<S>) -> Result<Socket, DialError> {
+    connected.and_then(|socket| Socket::adopt(socket.into())).map_err(DialError::Unreachable)
+}
+
 /// PostgreSQL protocol 55.2.10: ask, read exactly one byte, and begin the handshake. Nothing is
 /// read ahead, so no plaintext can pass for a part of the protected stream (CVE-2021-23222).
 async fn start_tls(
-    mut stream: TcpStream,
+    mut stream: Socket,
     config: &Arc<ClientConfig>,
     name: &ServerName<'static>,
-) -> Result<TlsStream<TcpStream>, DialError> {
+) -> Result<TlsStream<Socket>, DialError> {
     stream.write_all(&SSL_REQUEST).await.map_err(DialError::Unreachable)?;
     let mut answer = [0];
     stream.read_exact(&mut answer).await.map_err(DialError::Unreachable)?;
@@ -197,9 +206,8 @@ impl Stream {
     /// A duplicate of the socket, to shut the link down from anywhere.
     pub(crate) fn duplicate(&self) -> io::Result<OwnedFd> {
         match self {
-            Self::Tcp(stream) => stream.as_fd().try_clone_to_owned(),
-            Self::Unix(stream) => stream.as_fd().try_clone_to_owned(),
-            Self::Tls(stream) => stream.get_ref().0.as_fd().try_clone_to_owned(),
+            Self::Plain(socket) => socket.duplicate(),
+            Self::Tls(stream) => stream.get_ref().0.duplicate(),
         }
     }
 }
@@ -207,8 +215,7 @@ impl Stream {
 macro_rules! each {
     ($this:expr, $stream:ident => $do:expr) => {
         match $this.get_mut() {
-            Stream::Tcp($stream) => $do,
-            Stream::Unix($stream) => $do,
+            Stream::Plain($stream) => $do,
             Stream::Tls($stream) => $do,
         }
     };

@@ -83,6 +83,10 @@ fn connection(
     let rotation_grace = at
         .below("rotation_grace")
         .duration_or_zero(raw.rotation_grace.as_deref(), DEFAULT_GRACE)?;
+    let max_session_age = match raw.max_session_age.as_deref() {
+        None => None,
+        given => Some(at.below("max_session_age").duration(given, Duration::ZERO)?),
+    };
     let connection = Connection {
         name,
         host,
@@ -93,6 +97,7 @@ fn connection(
         replication,
         takes_registrations: source.kind == SourceKind::Absent,
         rotation_grace,
+        max_session_age,
     };
     Ok(ConfiguredConnection { connection: Arc::new(connection), source: Arc::new(source) })
 }

@@ -107,6 +107,7 @@ pub(super) struct Connection {
     pub(super) startup: Option<Vec<String>>,
     pub(super) replication: bool,
     pub(super) rotation_grace: Option<String>,
+    pub(super) max_session_age: Option<String>,
     /// `connections.json` only.
     #[serde(rename = "credentialsEnv")]
     pub(super) credentials_env: Option<String>,

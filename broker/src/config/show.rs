@@ -133,6 +133,9 @@ fn connection(configured: &super::ConfiguredConnection) -> Table {
         table.insert("secret".into(), secret);
     }
     table.insert("rotation_grace".into(), span(connection.rotation_grace));
+    if let Some(age) = connection.max_session_age {
+        table.insert("max_session_age".into(), span(age));
+    }
     let mut tls = Table::new();
     match &connection.tls {
         Tls::Disable => drop(tls.insert("mode".into(), "disable".into())),

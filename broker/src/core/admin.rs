@@ -252,8 +252,9 @@ impl Core {
         };
         // Its own record says that it was closed; by whom stands nowhere else.
         info_closed(operator.peer(), id);
-        cut.fire();
-        self.wait_until_dead(vec![cut]).await;
+        let cuts = vec![cut];
+        self.fire(&cuts);
+        self.wait_until_dead(cuts).await;
         Ok(())
     }
 

@@ -15,7 +15,7 @@ use crate::audit::{Event, Outcome, Record};
 use crate::connection::ConnectionName;
 use crate::handle::{ExpiryQueue, HandleId, REMEMBERED, Standing};
 use crate::peer::{Peer, PeerId, Watch};
-use crate::session::{Cut, CutReason};
+use crate::session::{self, Cut, CutReason, SessionId};
 
 /// How long an answer to a revocation waits for the sessions to be gone, server included.
 const DEAD_WITHIN: Duration = Duration::from_secs(3);
@@ -55,7 +55,7 @@ impl Core {
             }
             state.expire(id)?
         };
-        cuts.iter().for_each(|cut| cut.fire());
+        self.fire(&cuts);
         let record = Record::new(Event::HandleExpired, Outcome::Done)
             .peer(&holder)
             .connection(&connection)
@@ -65,11 +65,24 @@ impl Core {
         Some(now + REMEMBERED)
     }
 
+    /// Ends sessions that were marked. Their clients hear of it before this returns.
+    pub(super) fn fire(&self, cuts: &[Arc<Cut>]) {
+        self.shared.tasks.spawn(session::fire(cuts));
+    }
+
+    /// The end of a session that is older than its connection's may be.
+    pub(super) fn age_out(&self, id: SessionId) {
+        let marked = self.state().sessions.mark_one(id, CutReason::Aged);
+        if let Some((_owner, cut)) = marked {
+            self.fire(&[cut]);
+        }
+    }
+
     /// Carries out what was taken away under the lock: cuts, then records, then waits until the
     /// sessions are dead. `by` is who took it, if it was not the broker itself.
     pub(super) async fn carry_out(&self, by: Option<&Peer>, reason: CutReason, taken: Taken) {
         let Taken { handles, cuts } = taken;
-        cuts.iter().for_each(|cut| cut.fire());
+        self.fire(&cuts);
         for handle in &handles {
             self.shared.expiry.forget(handle.id);
             let mut record = Record::new(Event::HandleRevoked, Outcome::Done)
@@ -119,8 +132,8 @@ impl Core {
         if taken.handles.is_empty() {
             return;
         }
-        // Fired at once; who waits for the rest is nobody.
-        taken.cuts.iter().for_each(|cut| cut.fire());
+        // At once; whoever waits for the rest is nobody.
+        self.fire(&taken.cuts);
         let core = self.clone();
         self.shared.tasks.spawn(async move {
             core.carry_out(None, CutReason::HolderExited, taken).await;
@@ -164,7 +177,7 @@ impl Core {
     pub(crate) async fn cut_all(&self) {
         let cuts = self.state().sessions.mark(CutReason::Draining, |_| true);
         info!(sessions = cuts.len(), "cutting what is still open");
-        cuts.iter().for_each(|cut| cut.fire());
+        self.fire(&cuts);
         self.wait_until_dead(cuts).await;
     }
 

@@ -3,11 +3,11 @@
 
 #![forbid(unsafe_code)]
 
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Instant;
 
 use ring::rand::{SecureRandom as _, SystemRandom};
+use tokio::time::timeout_at;
 
 use super::{Core, Refusal, Why};
 use crate::audit::{Event, Outcome, Record};
@@ -16,7 +16,7 @@ use crate::credential::Credential;
 use crate::handle::HandleId;
 use crate::metrics::Metrics;
 use crate::peer::Peer;
-use crate::session::{ClientKey, Cut, CutMeanwhile, CutReason, SessionId};
+use crate::session::{ClientKey, Cut, CutMeanwhile, CutReason, KeyLength, Lifeline, SessionId};
 
 /// A session in the registry as `opening`, audited, with the credential to log in with. Dropped
 /// without [`Opening::commit`], it is taken back and recorded as failed.
@@ -68,16 +68,17 @@ pub(super) struct Entered {
 }
 
 impl Core {
-    fn new_key(&self) -> Option<ClientKey> {
+    fn new_key(&self, length: KeyLength) -> Option<ClientKey> {
         let random = SystemRandom::new();
+        let mut secret = vec![0; length.bytes()].into_boxed_slice();
+        random.fill(&mut secret).ok()?;
         for _ in 0..64 {
-            let (mut pid, mut secret) = ([0; 4], [0; 4]);
+            let mut pid = [0; 4];
             random.fill(&mut pid).ok()?;
-            random.fill(&mut secret).ok()?;
             // Drivers keep the process id in a signed integer.
-            let key = ClientKey { pid: (u32::from_be_bytes(pid) >> 1).max(1), secret };
-            if !self.state().sessions.has_key(key) {
-                return Some(key);
+            let pid = (u32::from_be_bytes(pid) >> 1).max(1);
+            if !self.state().sessions.has_pid(pid) {
+                return Some(ClientKey { pid, secret });
             }
         }
         None
@@ -121,14 +122,17 @@ impl Opening {
         self.entered.cut.fired().await
     }
 
-    /// Third step: makes the session live, unless it was cut meanwhile. `upstream` duplicates
-    /// the authenticated socket.
-    pub(crate) fn commit(mut self, upstream: OwnedFd) -> Result<(Session, Permit), Refusal> {
+    /// Third step: makes the session live, unless it was cut meanwhile.
+    pub(crate) fn commit(
+        mut self,
+        lifeline: Lifeline,
+        length: KeyLength,
+    ) -> Result<(Session, Permit), Refusal> {
         let core = self.entered.core.clone();
-        let Some(key) = core.new_key() else {
+        let Some(key) = core.new_key(length) else {
             return Err(self.fail("internal", Why::Internal("no randomness")));
         };
-        let committed = core.state().sessions.commit(self.entered.id, key, upstream);
+        let committed = core.state().sessions.commit(self.entered.id, key.clone(), lifeline);
         match committed {
             Ok(()) => {
                 self.entered.outcome = Outcome::Done;
@@ -155,7 +159,7 @@ impl Opening {
             CutReason::Revoked | CutReason::HolderExited => Why::HandleInvalid,
             CutReason::Expired => Why::HandleExpired,
             CutReason::Suspended => Why::Suspended,
-            CutReason::Reloaded | CutReason::Closed => Why::AccessDenied,
+            CutReason::Reloaded | CutReason::Closed | CutReason::Aged => Why::AccessDenied,
             CutReason::Rotated => Why::UpstreamRefused(self.connection().name.clone()),
             CutReason::Draining => Why::Draining,
         };
@@ -175,8 +179,8 @@ impl Session {
     }
 
     /// What the client is given to cancel with.
-    pub(crate) fn client_key(&self) -> ClientKey {
-        self.key
+    pub(crate) fn client_key(&self) -> &ClientKey {
+        &self.key
     }
 
     pub(crate) fn credential(&self) -> &Arc<Credential> {
@@ -191,9 +195,25 @@ impl Session {
         &self.entered.connection
     }
 
-    /// Returns when the session is to end.
+    /// Says that the client's socket is closed, and returns when it is the server's turn.
+    pub(crate) async fn client_is_dead(&self) {
+        self.entered.cut.client_is_dead().await;
+    }
+
+    /// Whether it is to end. From then on nothing more may go to the server.
+    pub(crate) fn is_cut(&self) -> bool {
+        self.entered.cut.reason().is_some()
+    }
+
+    /// Returns when it is to end: somebody says so, or it has become too old.
     pub(crate) async fn cut(&self) -> CutReason {
-        self.entered.cut.fired().await
+        let entered = &self.entered;
+        if let Some(age) = entered.connection.max_session_age
+            && timeout_at((entered.since + age).into(), entered.cut.fired()).await.is_err()
+        {
+            entered.core.age_out(entered.id);
+        }
+        entered.cut.fired().await
     }
 
     /// Records the end and leaves the registry. What was marked to be cut was cut: that the link

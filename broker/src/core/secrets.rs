@@ -314,7 +314,7 @@ impl Core {
 
     fn cut_older(&self, name: &ConnectionName, version: u64) -> Vec<Arc<Cut>> {
         let cuts = self.state().rotate(name, version);
-        cuts.iter().for_each(|cut| cut.fire());
+        self.fire(&cuts);
         cuts
     }
 

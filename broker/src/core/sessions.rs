@@ -163,7 +163,7 @@ impl Core {
     }
 
     /// The live session that a client's cancel key means, if it is the peer's own.
-    pub(crate) fn session_of(&self, peer: &Peer, key: ClientKey) -> Option<SessionId> {
+    pub(crate) fn session_of(&self, peer: &Peer, key: &ClientKey) -> Option<SessionId> {
         self.state().sessions.by_key(key, peer.uid())
     }
 }

@@ -9,12 +9,12 @@
 #![forbid(unsafe_code)]
 
 use std::io;
-use std::os::fd::OwnedFd;
 
 use crate::connection::Connection;
 use crate::core::{Admitted, Core, Opening, Permit, Refusal, Session, Why};
 use crate::handle::TokenHash;
 use crate::peer::Peer;
+use crate::session::{KeyLength, Lifeline};
 
 /// What a client asks for in its own protocol's words.
 #[derive(Debug)]
@@ -56,8 +56,11 @@ pub(crate) trait Protocol: Send {
         opening: &Opening,
     ) -> impl Future<Output = Result<Self::Upstream, UpstreamFault>> + Send;
 
-    /// A duplicate of the authenticated socket, for cutting.
-    fn duplicate(upstream: &Self::Upstream) -> io::Result<OwnedFd>;
+    /// What a cut takes hold of.
+    fn lifeline(upstream: &Self::Upstream) -> io::Result<Lifeline>;
+
+    /// How long the secret is that the client cancels with.
+    fn key_length(&self) -> KeyLength;
 
     /// Tells the client that it is in. The permit is spent.
     fn welcome(
@@ -116,8 +119,8 @@ pub(crate) async fn login<P: Protocol>(
         }
     };
 
-    let committed = match P::duplicate(&upstream) {
-        Ok(socket) => opening.commit(socket),
+    let committed = match P::lifeline(&upstream) {
+        Ok(lifeline) => opening.commit(lifeline, client.key_length()),
         Err(_out_of_descriptors) => {
             Err(opening.fail("internal", Why::Internal("no descriptor left")))
         }

@@ -3,9 +3,9 @@
 
 #![forbid(unsafe_code)]
 
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use tokio::net::UnixStream;
 use tokio::time::timeout;
 use tracing::debug;
 
@@ -15,10 +15,12 @@ use self::frontend::{Opened, greet};
 use self::stop::{Server, Stopped, Terminator};
 use crate::core::{Closing, Core};
 use crate::door::login::login;
+use crate::door::relay::workers::Workers;
 use crate::door::relay::{End, Watcher, relay};
 use crate::lobby::{Lobby, Place};
 use crate::metrics::SessionBytes;
-use crate::peer::{Accepted, Accepting, Peer};
+use crate::peer::{Accepting, Peer};
+use crate::socket::Socket;
 
 mod backend;
 mod cancel;
@@ -45,39 +47,44 @@ const MAX_LOGINS: usize = 1024;
 #[derive(Clone, Debug)]
 pub(crate) struct Door {
     core: Core,
+    workers: Workers,
     lobby: Lobby,
     cancels: Cancels,
     terminator: Terminator,
 }
 
 impl Door {
-    pub(crate) fn new(core: Core) -> Self {
-        let terminator = Terminator::new(core.clone());
-        Self { core, lobby: Lobby::new(MAX_LOGINS), cancels: Cancels::default(), terminator }
+    pub(crate) fn new(core: Core, workers: Workers) -> Self {
+        let (lobby, cancels) = (Lobby::new(MAX_LOGINS), Cancels::default());
+        Self { terminator: Terminator::new(core.clone()), core, workers, lobby, cancels }
     }
 
     /// Serves a listener until the core drains.
     pub(crate) async fn serve(self, listener: Accepting) {
         loop {
-            let Accepted { stream, peer } = tokio::select! {
+            let (socket, peer) = tokio::select! {
                 () = self.core.draining() => return,
-                accepted = listener.accept() => accepted,
+                accepted = listener.accept_socket() => accepted,
             };
             let Some(place) = self.lobby.enter(peer.uid()) else {
                 debug!(uid = %peer.uid(), "closed a connection: too many unfinished logins");
                 continue;
             };
             let door = self.clone();
-            self.core.tasks().spawn(async move { door.receive(stream, peer, place).await });
+            self.workers.spawn(self.core.tasks(), door.receive(socket, peer, place));
         }
     }
 
     /// Finds out what a client wants, and serves it.
-    async fn receive(self, stream: UnixStream, peer: Peer, place: Place) {
-        match timeout(STARTUP_WITHIN, greet(stream)).await {
+    async fn receive(self, socket: OwnedFd, peer: Peer, place: Place) {
+        let socket = match Socket::adopt(socket) {
+            Ok(socket) => socket,
+            Err(error) => return debug!(uid = %peer.uid(), %error, "dropped a connection"),
+        };
+        match timeout(STARTUP_WITHIN, greet(socket)).await {
             Ok(Ok(Opened::Client(client))) => self.converse(peer, *client, place).await,
             Ok(Ok(Opened::Cancel(key))) => {
-                if let Some(session) = self.core.session_of(&peer, key) {
+                if let Some(session) = self.core.session_of(&peer, &key) {
                     self.cancels.cancel(session).await;
                 }
             }
@@ -103,10 +110,10 @@ impl Door {
         let bytes = self.core.metrics().session_bytes(&session.connection().name);
         let mut watcher = Conversation { bytes, ..Conversation::default() };
         let (end, carried) =
-            relay(&mut client.stream, &mut stream, &mut watcher, session.cut(), sqlstate::cut)
-                .await;
+            relay(&mut client.socket, &mut stream, &mut watcher, &session, sqlstate::cut).await;
         // The client's socket dies first, then the link, then whatever the server still does.
         drop(client);
+        session.client_is_dead().await;
         drop(stream);
         // An idle backend ends by itself when its link does.
         let stopped = if watcher.server_busy() {
@@ -164,7 +171,7 @@ impl Watcher for Conversation {
         server.advance(bytes, |tag| *answered += u64::from(tag == b'Z'));
     }
 
-    fn client_at_boundary(&self) -> bool {
+    fn server_at_boundary(&self) -> bool {
         self.server.at_boundary()
     }
 
@@ -213,9 +220,9 @@ mod tests {
         let mut conversation = Conversation::default();
         let row = message(b'D');
         conversation.server_sent(&row[..7]);
-        assert!(!conversation.client_at_boundary());
+        assert!(!conversation.server_at_boundary());
         conversation.server_sent(&row[7..]);
-        assert!(conversation.client_at_boundary());
+        assert!(conversation.server_at_boundary());
     }
 
     #[test]

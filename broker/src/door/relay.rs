@@ -1,22 +1,31 @@
-//! Carrying bytes both ways, in one task, until one side ends or the session is cut.
+//! Carrying bytes both ways, in one task on one core, until one side ends or the session is cut.
 //!
 //! Nothing is parsed: frame headers are counted, so that a cut can say so between two messages,
 //! and so that it is known whether the server still works on something.
 
 #![forbid(unsafe_code)]
 
-use std::io;
-use std::os::fd::AsFd;
+use std::cell::RefCell;
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
-use tokio::net::UnixStream;
-use tokio::time::timeout;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite};
+use tokio::time::{Sleep, sleep, timeout};
 
+use self::pump::{Moved, Pump};
+use crate::core::Session;
 use crate::session::CutReason;
+use crate::socket::Socket;
+
+mod pump;
+pub(crate) mod workers;
 
 const BUFFER: usize = 64 * 1024;
+/// How many buffers one direction carries before the other sessions of the core have their turn.
+const TURN: usize = 16;
 /// How long the server may take to end its side after a client that said goodbye.
 const LINGER: Duration = Duration::from_secs(1);
 /// How long after the server's socket ended a cut may make itself known.
@@ -24,16 +33,40 @@ const CUT_FOLLOWS: Duration = Duration::from_millis(2);
 /// How often a client that nothing is read from is looked at.
 const GONE_CHECK: Duration = Duration::from_millis(250);
 
+thread_local! {
+    /// Bytes are read and written on without a pause, so that a core needs one buffer, and an
+    /// idle session none.
+    static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; BUFFER].into_boxed_slice());
+}
+
 /// What a relay keeps count of; a protocol knows its own frames.
 pub(crate) trait Watcher: Send {
     fn client_sent(&mut self, bytes: &[u8]);
     fn server_sent(&mut self, bytes: &[u8]);
-    /// Whether the stream to the client stands between two messages.
-    fn client_at_boundary(&self) -> bool;
+    /// Whether what came from the server ends between two messages.
+    fn server_at_boundary(&self) -> bool;
     /// Whether the server may still be at work for this session.
     fn server_busy(&self) -> bool;
     /// Whether the client said goodbye.
     fn client_said_goodbye(&self) -> bool;
+}
+
+/// What holds a session: it is let go of when the session is to end.
+pub(crate) trait Leash {
+    /// Whether it is to end. From then on nothing more that the client sent goes to the server.
+    fn is_cut(&self) -> bool;
+    /// Returns when it is to end.
+    fn cut(&self) -> impl Future<Output = CutReason> + Send;
+}
+
+impl Leash for Session {
+    fn is_cut(&self) -> bool {
+        Self::is_cut(self)
+    }
+
+    fn cut(&self) -> impl Future<Output = CutReason> + Send {
+        Self::cut(self)
+    }
 }
 
 /// How a relay came to its end.
@@ -56,160 +89,177 @@ pub(crate) struct Carried {
     pub(crate) from_server: u64,
 }
 
-/// Relays until the end. `cut` is the session's; the revoker has shut the server's socket down
-/// by the time it returns. `last_words` is what a cut says.
-pub(crate) async fn relay<S, W>(
-    client: &mut UnixStream,
+/// Relays until the end. `last_words` is what a cut says.
+pub(crate) async fn relay<S, W, L>(
+    client: &mut Socket,
     server: &mut S,
     watcher: &mut W,
-    cut: impl Future<Output = CutReason>,
+    leash: &L,
     last_words: impl FnOnce(CutReason) -> Vec<u8>,
 ) -> (End, Carried)
 where
     S: AsyncRead + AsyncWrite + Unpin,
     W: Watcher,
+    L: Leash,
 {
-    let mut carried = Carried::default();
-    let end = {
-        tokio::pin!(cut);
-        carry(client, server, watcher, &mut carried, cut).await
+    let mut relay = Relay {
+        client,
+        server,
+        watcher,
+        leash,
+        upward: Pump::default(),
+        downward: Pump::default(),
+        half: Half::Open,
+        carried: Carried::default(),
+    };
+    let mut cut = pin!(leash.cut());
+    let stop = {
+        let mut look = pin!(None::<Sleep>);
+        poll_fn(|cx| match cut.as_mut().poll(cx) {
+            Poll::Ready(reason) => Poll::Ready(Stop::End(End::Cut(reason))),
+            Poll::Pending => relay.poll(cx, look.as_mut()),
+        })
+        .await
+    };
+    let end = match stop {
+        Stop::End(end) => end,
+        Stop::Goodbye => {
+            let _ = timeout(LINGER, drain(relay.server)).await;
+            End::Client
+        }
+        Stop::Sudden(otherwise) => timeout(CUT_FOLLOWS, cut).await.map_or(otherwise, End::Cut),
     };
     if let End::Cut(reason) = end
-        && watcher.client_at_boundary()
+        && relay.watcher.server_at_boundary()
+        && !relay.downward.is_stalled()
     {
         // Never waits: a client that does not read cannot hold up its own end.
-        let _ = client.try_write(&last_words(reason));
+        let _ = relay.client.try_write(&last_words(reason));
     }
-    (end, carried)
+    (end, relay.carried)
 }
 
-async fn carry<S, W>(
-    client: &mut UnixStream,
-    server: &mut S,
-    watcher: &mut W,
-    carried: &mut Carried,
-    mut cut: std::pin::Pin<&mut impl Future<Output = CutReason>>,
-) -> End
+/// Why carrying stopped.
+#[derive(Debug)]
+enum Stop {
+    End(End),
+    /// The client said goodbye, and the server ends its side next.
+    Goodbye,
+    /// An end of which a cut may be the cause: it shuts the server's socket.
+    Sudden(End),
+}
+
+/// How far the client has closed its side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Half {
+    Open,
+    /// It writes no more, and the server is to hear of it.
+    Closing,
+    /// The server has heard of it. What it still answers goes through.
+    Closed,
+}
+
+struct Relay<'a, S, W, L> {
+    client: &'a mut Socket,
+    server: &'a mut S,
+    watcher: &'a mut W,
+    leash: &'a L,
+    upward: Pump,
+    downward: Pump,
+    half: Half,
+    carried: Carried,
+}
+
+impl<S, W, L> Relay<'_, S, W, L>
 where
     S: AsyncRead + AsyncWrite + Unpin,
     W: Watcher,
+    L: Leash,
 {
-    let (mut client_reader, mut client_writer) = client.split();
-    let (mut server_reader, mut server_writer) = tokio::io::split(server);
-    let (mut upward, mut downward) = (Pump::new(), Pump::new());
-    loop {
-        tokio::select! {
-            biased;
-            reason = &mut cut => return End::Cut(reason),
-            moved = upward.step(&mut client_reader, &mut server_writer), if !upward.ended => match moved {
-                Ok(Moved::Written(bytes)) => {
-                    carried.from_client += bytes.len() as u64;
-                    watcher.client_sent(bytes);
+    fn poll(&mut self, cx: &mut Context<'_>, look: Pin<&mut Option<Sleep>>) -> Poll<Stop> {
+        SCRATCH.with_borrow_mut(|scratch| {
+            for _ in 0..TURN {
+                let up = self.poll_upward(cx, scratch);
+                if let Poll::Ready(Some(stop)) = up {
+                    return Poll::Ready(stop);
                 }
-                Ok(Moved::Along) => {}
-                Ok(Moved::Ended) if watcher.client_said_goodbye() => {
-                    let _ = timeout(LINGER, drain(&mut server_reader)).await;
-                    return End::Client;
+                let down = self.poll_downward(cx, scratch);
+                if let Poll::Ready(Some(stop)) = down {
+                    return Poll::Ready(stop);
                 }
-                Ok(Moved::Ended) if is_gone(client_reader.as_ref()) => return End::Client,
-                Ok(Moved::Ended) => {
-                    // It closed its writing half only: the server hears of it, and what it still
-                    // answers goes through.
-                    if server_writer.shutdown().await.is_err() {
-                        return End::Broken;
+                if up.is_pending() && down.is_pending() {
+                    return self.poll_gone(cx, look);
+                }
+            }
+            cx.waker().wake_by_ref();
+            Poll::Pending
+        })
+    }
+
+    /// From the client to the server.
+    fn poll_upward(&mut self, cx: &mut Context<'_>, scratch: &mut [u8]) -> Poll<Option<Stop>> {
+        match self.half {
+            Half::Open => {}
+            Half::Closing => {
+                return Pin::new(&mut *self.server).poll_shutdown(cx).map(|shut| match shut {
+                    Ok(()) => {
+                        self.half = Half::Closed;
+                        None
                     }
-                }
-                Err(_) => return either(&mut cut, End::Broken).await,
-            },
-            moved = downward.step(&mut server_reader, &mut client_writer) => match moved {
-                Ok(Moved::Written(bytes)) => {
-                    carried.from_server += bytes.len() as u64;
-                    watcher.server_sent(bytes);
-                }
-                Ok(Moved::Along) => {}
-                Ok(Moved::Ended) => return either(&mut cut, End::Server).await,
-                Err(_) => return either(&mut cut, End::Broken).await,
-            },
-            // Who writes to a client that reads nothing, or reads from one that is stalled, does
-            // not see it go.
-            () = tokio::time::sleep(GONE_CHECK), if upward.ended || upward.is_stalled() => {
-                if is_gone(client_reader.as_ref()) {
-                    return End::Client;
+                    Err(_) => Some(Stop::Sudden(End::Broken)),
+                });
+            }
+            Half::Closed => return Poll::Pending,
+        }
+        let may_write = || !self.leash.is_cut();
+        let moved = self.upward.step(cx, self.client, self.server, scratch, may_write);
+        moved.map(|moved| match moved {
+            Ok(Moved::Bytes(count)) => {
+                self.carried.from_client += count as u64;
+                self.watcher.client_sent(scratch.get(..count).unwrap_or_default());
+                None
+            }
+            Ok(Moved::Ended) if self.watcher.client_said_goodbye() => Some(Stop::Goodbye),
+            Ok(Moved::Ended) if is_gone(self.client) => Some(Stop::End(End::Client)),
+            Ok(Moved::Ended) => {
+                // It closed its writing half only.
+                self.half = Half::Closing;
+                None
+            }
+            Err(_) => Some(Stop::Sudden(End::Broken)),
+        })
+    }
+
+    /// From the server to the client.
+    fn poll_downward(&mut self, cx: &mut Context<'_>, scratch: &mut [u8]) -> Poll<Option<Stop>> {
+        let moved = self.downward.step(cx, self.server, self.client, scratch, || true);
+        moved.map(|moved| match moved {
+            Ok(Moved::Bytes(count)) => {
+                self.carried.from_server += count as u64;
+                self.watcher.server_sent(scratch.get(..count).unwrap_or_default());
+                None
+            }
+            Ok(Moved::Ended) => Some(Stop::Sudden(End::Server)),
+            Err(_) => Some(Stop::Sudden(End::Broken)),
+        })
+    }
+
+    /// Who writes to a client that reads nothing, or reads from one that is stalled, does not see
+    /// it go: now and then somebody must look.
+    fn poll_gone(&self, cx: &mut Context<'_>, mut look: Pin<&mut Option<Sleep>>) -> Poll<Stop> {
+        if self.half == Half::Open && !self.upward.is_stalled() {
+            look.set(None);
+            return Poll::Pending;
+        }
+        loop {
+            if let Some(waiting) = look.as_mut().as_pin_mut() {
+                ready!(waiting.poll(cx));
+                if is_gone(self.client) {
+                    return Poll::Ready(Stop::End(End::Client));
                 }
             }
+            look.set(Some(sleep(GONE_CHECK)));
         }
-    }
-}
-
-/// A cut shuts the server's socket first, so that end may be seen before the cut itself.
-async fn either(
-    cut: &mut std::pin::Pin<&mut impl Future<Output = CutReason>>,
-    otherwise: End,
-) -> End {
-    tokio::select! {
-        biased;
-        reason = cut => End::Cut(reason),
-        () = tokio::time::sleep(CUT_FOLLOWS) => otherwise,
-    }
-}
-
-/// One direction: a buffer that is filled, then emptied.
-struct Pump {
-    buffer: Vec<u8>,
-    filled: usize,
-    written: usize,
-    /// TLS keeps what it was given until it is flushed.
-    unflushed: bool,
-    ended: bool,
-}
-
-enum Moved<'a> {
-    /// Bytes came in, or what had gone out was flushed.
-    Along,
-    /// These bytes went out.
-    Written(&'a [u8]),
-    /// No more will come.
-    Ended,
-}
-
-impl Pump {
-    fn new() -> Self {
-        Self { buffer: vec![0; BUFFER], filled: 0, written: 0, unflushed: false, ended: false }
-    }
-
-    /// Whether bytes wait for the other side to take them.
-    fn is_stalled(&self) -> bool {
-        self.unflushed || self.written < self.filled
-    }
-
-    /// One read, one write or one flush. Each is a single await with its bookkeeping right behind
-    /// it, so a step that is dropped half-way has either happened and is known, or has not: a
-    /// byte that was written and forgotten would be sent twice.
-    async fn step<R, W>(&mut self, reader: &mut R, writer: &mut W) -> io::Result<Moved<'_>>
-    where
-        R: AsyncRead + Unpin,
-        W: AsyncWrite + Unpin,
-    {
-        if self.written < self.filled {
-            let from = self.written;
-            let waiting = self.buffer.get(from..self.filled).unwrap_or_default();
-            let count = writer.write(waiting).await?;
-            self.written += count;
-            self.unflushed = true;
-            if count == 0 {
-                return Err(io::ErrorKind::WriteZero.into());
-            }
-            return Ok(Moved::Written(self.buffer.get(from..self.written).unwrap_or_default()));
-        }
-        if self.unflushed {
-            writer.flush().await?;
-            self.unflushed = false;
-            return Ok(Moved::Along);
-        }
-        let count = reader.read(&mut self.buffer).await?;
-        (self.filled, self.written) = (count, 0);
-        self.ended = count == 0;
-        Ok(if self.ended { Moved::Ended } else { Moved::Along })
     }
 }
 
@@ -219,72 +269,17 @@ async fn drain<R: AsyncRead + Unpin>(reader: &mut R) {
 }
 
 /// Returns when the other end has closed both halves of the socket.
-pub(crate) async fn gone(socket: &UnixStream) {
+pub(crate) async fn gone(socket: &Socket) {
     while !is_gone(socket) {
-        tokio::time::sleep(GONE_CHECK).await;
+        sleep(GONE_CHECK).await;
     }
 }
 
 /// Whether the other end has closed both halves: nobody is there to read an answer.
-fn is_gone(socket: &UnixStream) -> bool {
-    let fd = socket.as_fd();
-    let mut fds = [PollFd::new(&fd, PollFlags::empty())];
+fn is_gone(socket: &Socket) -> bool {
+    let mut fds = [PollFd::new(socket, PollFlags::empty())];
     let now = Timespec { tv_sec: 0, tv_nsec: 0 };
     let polled = poll(&mut fds, Some(&now));
     let [polled_fd] = &fds;
     polled.is_ok() && polled_fd.revents().intersects(PollFlags::HUP | PollFlags::ERR)
-}
-
-#[cfg(test)]
-mod tests {
-    use std::pin::Pin;
-    use std::task::{Context, Poll};
-
-    use super::*;
-
-    /// Takes every byte, and is slow to flush them: what TLS does on a full socket.
-    #[derive(Default)]
-    struct SlowToFlush {
-        taken: Vec<u8>,
-        flushes: u32,
-    }
-
-    impl AsyncWrite for SlowToFlush {
-        fn poll_write(
-            mut self: Pin<&mut Self>,
-            _: &mut Context<'_>,
-            buf: &[u8],
-        ) -> Poll<io::Result<usize>> {
-            self.taken.extend_from_slice(buf);
-            Poll::Ready(Ok(buf.len()))
-        }
-
-        fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-            self.flushes += 1;
-            if self.flushes.is_multiple_of(3) {
-                return Poll::Ready(Ok(()));
-            }
-            cx.waker().wake_by_ref();
-            Poll::Pending
-        }
-
-        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-            Poll::Ready(Ok(()))
-        }
-    }
-
-    #[tokio::test]
-    async fn a_step_that_is_dropped_sends_no_byte_twice() {
-        let sent: Vec<u8> = (0..=255).cycle().take(300_000).collect();
-        let (mut reader, mut writer, mut pump) = (&sent[..], SlowToFlush::default(), Pump::new());
-        while !pump.ended {
-            tokio::select! {
-                biased;
-                moved = pump.step(&mut reader, &mut writer) => drop(moved.unwrap()),
-                // What the other direction does in the relay: it wins whenever this one waits.
-                () = std::future::ready(()) => {}
-            }
-        }
-        assert!(writer.taken == sent, "{} of {} bytes", writer.taken.len(), sent.len());
-    }
 }

@@ -253,6 +253,11 @@ impl Accepting {
         }
     }
 
+    /// The same, before it belongs to a runtime.
+    pub(crate) async fn accept_socket(&self) -> (OwnedFd, Peer) {
+        self.next(drop).await
+    }
+
     /// The next identified peer of a packet socket, which is non-blocking and close-on-exec.
     ///
     /// `discard` gets the connections that are dropped. Descriptors may wait in them already, and

@@ -1,7 +1,6 @@
 //! Every order in which threads can take the lock: redeem × revoke × expire × suspend × reload ×
 //! commit. Whatever the order, no session lives under a right that was taken away.
 
-use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,7 +12,7 @@ use super::fixture::{admitted, credential, issue, peer, settings, state};
 use super::{By, Claim, State};
 use crate::core::suspension::{Scope, Suspended};
 use crate::handle::{HandleId, TokenHash};
-use crate::session::{ClientKey, Cut, CutReason};
+use crate::session::{ClientKey, Cut, CutReason, Lifeline};
 
 const UID: u32 = 10;
 
@@ -26,8 +25,8 @@ fn exhaust(run: impl Fn() + Sync + Send + 'static) {
     model.check(run);
 }
 
-fn socket() -> OwnedFd {
-    UnixStream::pair().unwrap().0.into()
+fn lifeline() -> Lifeline {
+    Lifeline::Relayed(UnixStream::pair().unwrap().0.into())
 }
 
 /// Opens a session as a door does: a place under one lock, the rest of the login without it, and
@@ -47,8 +46,8 @@ fn redeem(
     };
     let Ok(placed) = placed else { return Outcome::Refused };
     thread::yield_now();
-    let key = ClientKey { pid: key, secret: [0; 4] };
-    let committed = state.lock().unwrap().sessions.commit(placed.id, key, socket());
+    let key = ClientKey { pid: key, secret: [0; 4].into() };
+    let committed = state.lock().unwrap().sessions.commit(placed.id, key, lifeline());
     match committed {
         Ok(()) => Outcome::Live(placed.cut),
         Err(_cut) => {

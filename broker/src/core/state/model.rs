@@ -14,7 +14,7 @@ use crate::core::suspension::{Scope, Suspended};
 use crate::credential::Credential;
 use crate::handle::{HandleFault, HandleId, TokenHash};
 use crate::peer::Peer;
-use crate::session::{ClientKey, Cut, CutReason, SessionId};
+use crate::session::{ClientKey, Cut, CutReason, Lifeline, SessionId};
 
 const UIDS: [u32; 3] = [10, 11, 12];
 const MOST_SESSIONS: usize = 4;
@@ -248,10 +248,10 @@ impl World {
                 }
                 let key = ClientKey {
                     pid: u32::MAX,
-                    secret: u32::try_from(session.who).unwrap().to_be_bytes(),
+                    secret: u32::try_from(session.who).unwrap().to_be_bytes().into(),
                 };
-                let socket = UnixStream::pair().unwrap().0.into();
-                let committed = self.state.sessions.commit(session.id, key, socket).is_ok();
+                let lifeline = Lifeline::Relayed(UnixStream::pair().unwrap().0.into());
+                let committed = self.state.sessions.commit(session.id, key, lifeline).is_ok();
                 assert_eq!(committed, !session.marked);
                 session.live = committed;
             }

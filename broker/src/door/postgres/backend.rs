@@ -106,7 +106,7 @@ enum Step {
 
 impl Prelude {
     /// The bytes for the client, with its own key in place of the server's.
-    pub(crate) fn for_client(&self, key: crate::session::ClientKey) -> Vec<u8> {
+    pub(crate) fn for_client(&self, key: &crate::session::ClientKey) -> Vec<u8> {
         let mut bytes = codec::authentication_ok();
         bytes.extend_from_slice(&self.before_key);
         if self.key.is_some() {
@@ -189,8 +189,8 @@ pub(super) fn lets_in(from: u8, mut stream: &[u8]) -> bool {
             Ok(Step::Prove(_)) => return true,
             Ok(Step::Done(prelude)) => {
                 assert_eq!(from, 2, "it let a server in that has proved nothing");
-                let key = crate::session::ClientKey { pid: 9, secret: [9; 4] };
-                let told = prelude.for_client(key);
+                let key = crate::session::ClientKey { pid: 9, secret: [9; 4].into() };
+                let told = prelude.for_client(&key);
                 assert!(told.len() <= 2 * (MAX_PRELUDE + HEADER) + 64, "{} bytes", told.len());
                 return true;
             }
@@ -457,8 +457,8 @@ mod tests {
         else {
             panic!()
         };
-        let ours = crate::session::ClientKey { pid: 9, secret: [9; 4] };
-        let bytes = prelude.for_client(ours);
+        let ours = crate::session::ClientKey { pid: 9, secret: [9; 4].into() };
+        let bytes = prelude.for_client(&ours);
         assert_eq!(bytes, b"R\0\0\0\x08\0\0\0\0S\0\0\0\x08a\0b\0K\0\0\0\x0c\0\0\0\x09\x09\x09\x09\x09Z\0\0\0\x05I");
 
         let mut endless = Prelude::default();

@@ -4,11 +4,9 @@
 #![forbid(unsafe_code)]
 
 use std::io;
-use std::os::fd::OwnedFd;
 use std::time::Instant;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::UnixStream;
 use zeroize::Zeroizing;
 
 use super::backend::{Authenticated, LoginFault, LoginRequest, log_in};
@@ -19,7 +17,8 @@ use crate::core::{Opening, Permit, Refusal, Session, Why};
 use crate::door::login::{Asked, Protocol, UpstreamFault};
 use crate::door::relay::gone;
 use crate::handle::TokenHash;
-use crate::session::ClientKey;
+use crate::session::{ClientKey, KeyLength, Lifeline};
+use crate::socket::Socket;
 use crate::upstream::Link;
 
 /// SSLRequest and GSSENCRequest, and each only once by an honest client.
@@ -28,7 +27,7 @@ const MAX_ENCRYPTION_REQUESTS: usize = 2;
 /// A client that has said what it wants.
 #[derive(Debug)]
 pub(super) struct Frontend {
-    pub(super) stream: UnixStream,
+    pub(super) socket: Socket,
     startup: Startup,
 }
 
@@ -40,31 +39,32 @@ pub(super) enum Opened {
 }
 
 /// Reads until the client has said what it wants. The caller bounds the time.
-pub(super) async fn greet(mut stream: UnixStream) -> io::Result<Opened> {
+pub(super) async fn greet(mut socket: Socket) -> io::Result<Opened> {
     for _ in 0..=MAX_ENCRYPTION_REQUESTS {
         let mut announced = [0; 4];
-        stream.read_exact(&mut announced).await?;
+        socket.read_exact(&mut announced).await?;
         let first = match codec::startup_len(announced) {
             Ok(len) => {
                 let mut body = vec![0; len - announced.len()];
-                stream.read_exact(&mut body).await?;
+                socket.read_exact(&mut body).await?;
                 codec::first(&body)
             }
             Err(bad) => Err(bad),
         };
         match first {
             // Exactly the request was read, so nothing that follows can pass for protected.
-            Ok(First::Encryption) => stream.write_all(b"N").await?,
+            Ok(First::Encryption) => socket.write_all(b"N").await?,
             Ok(First::Cancel(key)) => return Ok(Opened::Cancel(key)),
             Ok(First::Startup(startup)) => {
                 if startup.must_negotiate() {
-                    stream.write_all(&codec::negotiate(&startup.options)).await?;
+                    let version = startup.version();
+                    socket.write_all(&codec::negotiate(version, &startup.options)).await?;
                 }
-                return Ok(Opened::Client(Box::new(Frontend { stream, startup })));
+                return Ok(Opened::Client(Box::new(Frontend { socket, startup })));
             }
             Err(bad) => {
                 let (message, hint) = bad_startup(bad);
-                stream
+                socket
                     .write_all(&codec::fatal("08P01", message, "INVALID_REQUEST", Some(hint)))
                     .await?;
                 return Err(io::Error::new(io::ErrorKind::InvalidData, message));
@@ -104,9 +104,9 @@ impl Frontend {
     }
 
     async fn password(&mut self) -> io::Result<Option<TokenHash>> {
-        self.stream.write_all(&codec::ask_cleartext_password()).await?;
+        self.socket.write_all(&codec::ask_cleartext_password()).await?;
         let mut header = [0; 5];
-        self.stream.read_exact(&mut header).await?;
+        self.socket.read_exact(&mut header).await?;
         let [tag, length @ ..] = header;
         let length = usize::try_from(u32::from_be_bytes(length)).unwrap_or(usize::MAX);
         if tag == b'X' {
@@ -116,7 +116,7 @@ impl Frontend {
             return Ok(None);
         }
         let mut body = Zeroizing::new(vec![0; length - 4]);
-        self.stream.read_exact(&mut body).await?;
+        self.socket.read_exact(&mut body).await?;
         let hash = codec::password(&body).ok().and_then(TokenHash::of);
         Ok(hash)
     }
@@ -166,7 +166,7 @@ impl Protocol for Frontend {
         let login = async { log_in(Link::dial(connection).await?, request).await };
         let answer = tokio::select! {
             answer = login => answer,
-            () = gone(&self.stream) => return Err(UpstreamFault::Abandoned),
+            () = gone(&self.socket) => return Err(UpstreamFault::Abandoned),
         };
         if answer.is_ok() {
             opening.metrics().upstream_connect(&connection.name, began.elapsed());
@@ -174,8 +174,12 @@ impl Protocol for Frontend {
         answer.map_err(|fault| upstream_fault(fault, opening))
     }
 
-    fn duplicate(upstream: &Authenticated) -> io::Result<OwnedFd> {
-        upstream.stream.duplicate()
+    fn lifeline(upstream: &Authenticated) -> io::Result<Lifeline> {
+        upstream.stream.duplicate().map(Lifeline::Relayed)
+    }
+
+    fn key_length(&self) -> KeyLength {
+        self.startup.version().key_length()
     }
 
     async fn welcome(
@@ -184,18 +188,18 @@ impl Protocol for Frontend {
         session: &Session,
         upstream: &mut Authenticated,
     ) -> io::Result<()> {
-        self.stream.write_all(&upstream.prelude.for_client(session.client_key())).await
+        self.socket.write_all(&upstream.prelude.for_client(session.client_key())).await
     }
 
     async fn refuse(&mut self, refusal: &Refusal) {
         // A client that does not read the answer loses it.
-        let _ = self.stream.try_write(&sqlstate::refusal(refusal));
-        let _ = self.stream.shutdown().await;
+        let _ = self.socket.try_write(&sqlstate::refusal(refusal));
+        let _ = self.socket.shutdown().await;
     }
 
     async fn pass_on(&mut self, error: &[u8]) {
-        let _ = self.stream.try_write(error);
-        let _ = self.stream.shutdown().await;
+        let _ = self.socket.try_write(error);
+        let _ = self.socket.shutdown().await;
     }
 }
 

@@ -33,7 +33,7 @@ pub fn startup(bytes: &[u8]) -> bool {
             said(name);
             said(value);
         });
-        let _ = codec::negotiate(&startup.options);
+        let _ = codec::negotiate(startup.version(), &startup.options);
         assert_eq!(codec::first(&written(&startup)), Ok(First::Startup(startup)));
     }
     true

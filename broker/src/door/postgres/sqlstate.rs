@@ -34,6 +34,10 @@ pub(super) fn cut(reason: CutReason) -> Vec<u8> {
             ("terminating connection: the credential was replaced", "UPSTREAM_REFUSED")
         }
         CutReason::Closed => ("terminating connection: an operator closed it", "ACCESS_DENIED"),
+        CutReason::Aged => (
+            "terminating connection: sessions of this connection may not last longer",
+            "ACCESS_DENIED",
+        ),
         CutReason::Draining => ("terminating connection: the broker is shutting down", "DRAINING"),
     };
     codec::fatal(ADMIN_SHUTDOWN, message, name, None)
