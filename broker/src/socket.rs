@@ -56,6 +56,13 @@ impl Socket {
         Ok(retry_on_intr(|| send(self, bytes, flags))?)
     }
 
+    /// Ends the connection for the other end, in both directions. What it has not read yet it can
+    /// still read. Closing comes later and costs more.
+    pub(crate) fn hang_up(&self) {
+        // Fails only when the other end was faster.
+        let _ = shutdown(self, Shutdown::Both);
+    }
+
     fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize> {
         let (_, count) = retry_on_intr(|| recv(self, &mut *buffer, RecvFlags::DONTWAIT))?;
         Ok(count)

@@ -76,6 +76,14 @@ enum Address {
     Unix(PathBuf),
 }
 
+#[cfg(test)]
+impl Remote {
+    /// Where a Unix socket is, or is not.
+    pub(crate) fn unix_for_test(path: &std::path::Path) -> Self {
+        Self { address: Address::Unix(path.to_owned()), tls: None }
+    }
+}
+
 impl fmt::Display for Remote {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.address {

@@ -295,7 +295,13 @@ pub fn without_reference(text: &str) -> String {
 /// A startup message of protocol 3.0 with these parameters.
 #[must_use]
 pub fn startup(parameters: &[(&str, &str)]) -> Vec<u8> {
-    let mut body = PROTOCOL_3_0.to_be_bytes().to_vec();
+    startup_of(0, parameters)
+}
+
+/// The same for a client that asks for protocol 3.`minor`.
+#[must_use]
+pub fn startup_of(minor: u16, parameters: &[(&str, &str)]) -> Vec<u8> {
+    let mut body = (PROTOCOL_3_0 + u32::from(minor)).to_be_bytes().to_vec();
     for (key, value) in parameters {
         body.extend_from_slice(&[key.as_bytes(), b"\0", value.as_bytes(), b"\0"].concat());
     }

@@ -112,8 +112,8 @@ impl Door {
         let (end, carried) =
             relay(&mut client.socket, &mut stream, &mut watcher, &session, sqlstate::cut).await;
         // The client's socket dies first, then the link, then whatever the server still does.
-        drop(client);
         session.client_is_dead().await;
+        drop(client);
         drop(stream);
         // An idle backend ends by itself when its link does.
         let stopped = if watcher.server_busy() {

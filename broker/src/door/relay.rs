@@ -129,12 +129,12 @@ where
         }
         Stop::Sudden(otherwise) => timeout(CUT_FOLLOWS, cut).await.map_or(otherwise, End::Cut),
     };
-    if let End::Cut(reason) = end
-        && relay.watcher.server_at_boundary()
-        && !relay.downward.is_stalled()
-    {
-        // Never waits: a client that does not read cannot hold up its own end.
-        let _ = relay.client.try_write(&last_words(reason));
+    if let End::Cut(reason) = end {
+        if relay.watcher.server_at_boundary() && !relay.downward.is_stalled() {
+            // Never waits: a client that does not read cannot hold up its own end.
+            let _ = relay.client.try_write(&last_words(reason));
+        }
+        relay.client.hang_up();
     }
     (end, relay.carried)
 }

@@ -133,6 +133,7 @@ fn newer_protocol_versions_are_negotiated_down() {
     frontend.send(&packet(&body)).expect("the door reads");
     let first = frontend.receive().expect("an answer").expect("an answer");
     assert_eq!(first.tag, b'v', "NegotiateProtocolVersion comes first: {first:?}");
+    assert_eq!(first.body[..8], [0, 3, 0, 2, 0, 0, 0, 1], "3.2, and one option that means nothing");
     let mut session = frontend.authenticate(&token).expect("a session");
     session.query("SELECT 1").expect("a query");
 }

@@ -140,6 +140,22 @@ fn expiry_cuts_a_running_query_and_ends_it_in_the_database() {
 }
 
 #[test]
+fn a_session_that_has_become_too_old_is_cut_and_the_handle_lives_on() {
+    let database = Server::shared().database();
+    let broker = Broker::usual_setup(&database, Via::Tls)
+        .set("connections.main_db.max_session_age", "2s")
+        .start();
+    let token = broker.handles(&Identity::client()).issue("main_db").expect("a grant").token;
+    let mut session = sleeper(&broker, &database, &token);
+    let told = session.finish_query();
+    assert!(!matches!(told, Some(Ok(_))), "{told:?}");
+    assert_eventually!(within STOPPED + SLACK, database.backends() == 0, "the backend lives on");
+    assert_recorded(&broker, "aged", 1);
+    let mut session = broker.session(&Identity::client(), "main_db", &token);
+    session.query("SELECT 1").expect("a new one");
+}
+
+#[test]
 fn a_renewed_handle_lives_on() {
     let database = Server::shared().database();
     let broker = Broker::usual(&database);
