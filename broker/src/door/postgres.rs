@@ -83,10 +83,11 @@ impl Door {
         };
         match timeout(STARTUP_WITHIN, greet(socket)).await {
             Ok(Ok(Opened::Client(client))) => self.converse(peer, *client, place).await,
-            Ok(Ok(Opened::Cancel(key))) => {
+            Ok(Ok(Opened::Cancel(key, socket))) => {
                 if let Some(session) = self.core.session_of(&peer, &key) {
                     self.cancels.cancel(session).await;
                 }
+                drop(socket);
             }
             Ok(Err(error)) => {
                 debug!(uid = %peer.uid(), %error, "a client ended before it said what it wants")

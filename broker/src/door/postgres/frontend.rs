@@ -35,7 +35,9 @@ pub(super) struct Frontend {
 #[derive(Debug)]
 pub(super) enum Opened {
     Client(Box<Frontend>),
-    Cancel(ClientKey),
+    /// The socket is to be closed when the request has been acted on: until then the client waits,
+    /// so that its next query is not the one that is hit.
+    Cancel(ClientKey, Socket),
 }
 
 /// Reads until the client has said what it wants. The caller bounds the time.
@@ -54,7 +56,7 @@ pub(super) async fn greet(mut socket: Socket) -> io::Result<Opened> {
         match first {
             // Exactly the request was read, so nothing that follows can pass for protected.
             Ok(First::Encryption) => socket.write_all(b"N").await?,
-            Ok(First::Cancel(key)) => return Ok(Opened::Cancel(key)),
+            Ok(First::Cancel(key)) => return Ok(Opened::Cancel(key, socket)),
             Ok(First::Startup(startup)) => {
                 if startup.must_negotiate() {
                     let version = startup.version();
