@@ -75,6 +75,8 @@ pub struct Connection {
     pub(crate) rotation_grace: Duration,
     /// How old a session may become.
     pub(crate) max_session_age: Option<Duration>,
+    /// How many links are kept logged in for clients to come.
+    pub(crate) warm: usize,
 }
 
 /// Where the server is.
@@ -267,6 +269,7 @@ pub(crate) mod tests {
             takes_registrations: false,
             rotation_grace: Duration::from_secs(300),
             max_session_age: None,
+            warm: 0,
         }
     }
 

@@ -44,6 +44,8 @@ mod rpc;
 mod secrecy;
 #[path = "e2e/sources.rs"]
 mod sources;
+#[path = "e2e/spares.rs"]
+mod spares;
 #[path = "e2e/tampering.rs"]
 mod tampering;
 #[path = "e2e/upstream.rs"]

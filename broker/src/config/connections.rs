@@ -22,6 +22,8 @@ const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
 const DEFAULT_GRACE: Duration = Duration::from_secs(300);
 /// A start waits for its programs, and whoever starts the broker waits for the start.
 const LONGEST_TIMEOUT: Duration = Duration::from_secs(300);
+/// Each is a slot of the server's.
+const MOST_WARM: usize = 64;
 const MOST_ARGUMENTS: usize = 64;
 const LONGEST_COMMAND: usize = 16 * 1024;
 
@@ -87,6 +89,10 @@ fn connection(
         None => None,
         given => Some(at.below("max_session_age").duration(given, Duration::ZERO)?),
     };
+    let warm = usize::from(raw.warm);
+    if warm > MOST_WARM {
+        return Err(at.below("warm").wrong(format!("must be at most {MOST_WARM}")));
+    }
     let connection = Connection {
         name,
         host,
@@ -98,6 +104,7 @@ fn connection(
         takes_registrations: source.kind == SourceKind::Absent,
         rotation_grace,
         max_session_age,
+        warm,
     };
     Ok(ConfiguredConnection { connection: Arc::new(connection), source: Arc::new(source) })
 }

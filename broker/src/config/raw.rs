@@ -108,6 +108,8 @@ pub(super) struct Connection {
     pub(super) replication: bool,
     pub(super) rotation_grace: Option<String>,
     pub(super) max_session_age: Option<String>,
+    #[serde(default)]
+    pub(super) warm: u8,
     /// `connections.json` only.
     #[serde(rename = "credentialsEnv")]
     pub(super) credentials_env: Option<String>,

@@ -133,6 +133,7 @@ fn connection(configured: &super::ConfiguredConnection) -> Table {
         table.insert("secret".into(), secret);
     }
     table.insert("rotation_grace".into(), span(connection.rotation_grace));
+    table.insert("warm".into(), i64::try_from(connection.warm).unwrap_or(i64::MAX).into());
     if let Some(age) = connection.max_session_age {
         table.insert("max_session_age".into(), span(age));
     }

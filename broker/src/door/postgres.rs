@@ -12,6 +12,7 @@ use tracing::debug;
 use self::backend::Authenticated;
 use self::codec::Frames;
 use self::frontend::{Opened, greet};
+use self::spares::Spares;
 use self::stop::{Server, Stopped, Terminator};
 use crate::core::{Closing, Core};
 use crate::door::login::login;
@@ -30,6 +31,7 @@ mod frontend;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
 mod scram;
+mod spares;
 mod sqlstate;
 mod stop;
 mod validate;
@@ -51,12 +53,14 @@ pub(crate) struct Door {
     lobby: Lobby,
     cancels: Cancels,
     terminator: Terminator,
+    spares: Spares,
 }
 
 impl Door {
     pub(crate) fn new(core: Core, workers: Workers) -> Self {
         let (lobby, cancels) = (Lobby::new(MAX_LOGINS), Cancels::default());
-        Self { terminator: Terminator::new(core.clone()), core, workers, lobby, cancels }
+        let (terminator, spares) = (Terminator::new(core.clone()), Spares::new(core.clone()));
+        Self { core, workers, lobby, cancels, terminator, spares }
     }
 
     /// Serves a listener until the core drains.
@@ -81,7 +85,7 @@ impl Door {
             Ok(socket) => socket,
             Err(error) => return debug!(uid = %peer.uid(), %error, "dropped a connection"),
         };
-        match timeout(STARTUP_WITHIN, greet(socket)).await {
+        match timeout(STARTUP_WITHIN, greet(socket, &self.spares)).await {
             Ok(Ok(Opened::Client(client))) => self.converse(peer, *client, place).await,
             Ok(Ok(Opened::Cancel(key, socket))) => {
                 if let Some(session) = self.core.session_of(&peer, &key) {

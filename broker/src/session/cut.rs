@@ -86,17 +86,24 @@ pub(crate) struct Cut {
 
 impl Cut {
     /// Called under the registry's lock, so that commit sees it.
-    pub(super) fn mark(&self, reason: CutReason) {
+    pub(crate) fn mark(&self, reason: CutReason) {
         let _ = self.reason.set(reason);
     }
 
     /// What there is to shut down from now on.
-    pub(super) fn hold(&self, lifeline: Lifeline) {
+    pub(crate) fn hold(&self, lifeline: Lifeline) {
         *self.lifeline.lock().unwrap_or_else(PoisonError::into_inner) = Some(lifeline);
     }
 
+    /// There is no client to wait for.
+    pub(crate) fn has_no_client(&self) {
+        self.client_dead.cancel();
+    }
+
     /// The session is over.
-    pub(super) fn end(&self) {
+    pub(crate) fn end(&self) {
+        // A duplicate would keep the link open.
+        *self.lifeline.lock().unwrap_or_else(PoisonError::into_inner) = None;
         self.client_dead.cancel();
         self.ended.cancel();
     }

@@ -116,6 +116,11 @@ impl Prelude {
         bytes
     }
 
+    /// Adds whole messages that came after it.
+    pub(crate) fn said_meanwhile(&mut self, messages: &[u8]) {
+        self.after_key.extend_from_slice(messages);
+    }
+
     pub(crate) fn take_key(&mut self) -> Option<ServerKey> {
         self.key.take()
     }

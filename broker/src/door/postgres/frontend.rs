@@ -11,6 +11,7 @@ use zeroize::Zeroizing;
 
 use super::backend::{Authenticated, LoginFault, LoginRequest, log_in};
 use super::codec::{self, BadStartup, First, Startup};
+use super::spares::Spares;
 use super::{fault, sqlstate};
 use crate::connection::Connection;
 use crate::core::{Opening, Permit, Refusal, Session, Why};
@@ -29,6 +30,7 @@ const MAX_ENCRYPTION_REQUESTS: usize = 2;
 pub(super) struct Frontend {
     pub(super) socket: Socket,
     startup: Startup,
+    spares: Spares,
 }
 
 /// What a client turned out to be.
@@ -41,7 +43,7 @@ pub(super) enum Opened {
 }
 
 /// Reads until the client has said what it wants. The caller bounds the time.
-pub(super) async fn greet(mut socket: Socket) -> io::Result<Opened> {
+pub(super) async fn greet(mut socket: Socket, spares: &Spares) -> io::Result<Opened> {
     for _ in 0..=MAX_ENCRYPTION_REQUESTS {
         let mut announced = [0; 4];
         socket.read_exact(&mut announced).await?;
@@ -62,7 +64,11 @@ pub(super) async fn greet(mut socket: Socket) -> io::Result<Opened> {
                     let version = startup.version();
                     socket.write_all(&codec::negotiate(version, &startup.options)).await?;
                 }
-                return Ok(Opened::Client(Box::new(Frontend { socket, startup })));
+                return Ok(Opened::Client(Box::new(Frontend {
+                    socket,
+                    startup,
+                    spares: spares.clone(),
+                })));
             }
             Err(bad) => {
                 let (message, hint) = bad_startup(bad);
@@ -159,6 +165,9 @@ impl Protocol for Frontend {
     async fn log_in(&mut self, opening: &Opening) -> Result<Authenticated, UpstreamFault> {
         let connection = opening.connection();
         let parameters = self.parameters();
+        if let Some(spare) = self.spares.take(opening, &parameters).await {
+            return Ok(spare);
+        }
         let request = LoginRequest {
             credential: opening.credential(),
             database: opening.database().as_str(),
@@ -190,7 +199,9 @@ impl Protocol for Frontend {
         session: &Session,
         upstream: &mut Authenticated,
     ) -> io::Result<()> {
-        self.socket.write_all(&upstream.prelude.for_client(session.client_key())).await
+        self.socket.write_all(&upstream.prelude.for_client(session.client_key())).await?;
+        self.spares.came_in(session, &self.parameters());
+        Ok(())
     }
 
     async fn refuse(&mut self, refusal: &Refusal) {
