@@ -26,6 +26,7 @@ use tokio_rustls::client::TlsStream;
 
 use crate::connection::{Connection, Host, Tls};
 
+pub(crate) mod end_point;
 pub(crate) mod tls;
 
 /// For the name, the socket and TLS together.

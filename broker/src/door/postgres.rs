@@ -20,6 +20,7 @@ use crate::lobby::{Lobby, Place};
 use crate::metrics::SessionBytes;
 use crate::peer::{Accepted, Accepting, Peer};
 
+mod attempt;
 mod backend;
 mod cancel;
 mod codec;
@@ -28,6 +29,7 @@ mod frontend;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
 mod scram;
+mod secret_messages;
 mod sqlstate;
 mod stop;
 mod validate;
@@ -94,7 +96,7 @@ impl Door {
     async fn converse(self, peer: Peer, mut client: frontend::Frontend, place: Place) {
         let Some((session, upstream)) = login(&self.core, &peer, &mut client).await else { return };
         drop(place);
-        let Authenticated { mut stream, remote, mut prelude } = upstream;
+        let Authenticated { mut stream, remote, mut prelude, .. } = upstream;
         let server = Server { remote, key: prelude.take_key() };
         drop(prelude);
         let _cancellable =

@@ -11,7 +11,8 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 use zeroize::Zeroizing;
 
-use super::backend::{Authenticated, LoginFault, LoginRequest, log_in};
+use super::attempt::log_in_for;
+use super::backend::{Authenticated, LoginFault};
 use super::codec::{self, BadStartup, First, Startup};
 use super::{fault, sqlstate};
 use crate::connection::Connection;
@@ -20,7 +21,6 @@ use crate::door::login::{Asked, Protocol, UpstreamFault};
 use crate::door::relay::gone;
 use crate::handle::TokenHash;
 use crate::session::ClientKey;
-use crate::upstream::Link;
 
 /// SSLRequest and GSSENCRequest, and each only once by an honest client.
 const MAX_ENCRYPTION_REQUESTS: usize = 2;
@@ -157,13 +157,8 @@ impl Protocol for Frontend {
     async fn log_in(&mut self, opening: &Opening) -> Result<Authenticated, UpstreamFault> {
         let connection = opening.connection();
         let parameters = self.parameters();
-        let request = LoginRequest {
-            credential: opening.credential(),
-            database: opening.database().as_str(),
-            parameters: &parameters,
-        };
         let began = Instant::now();
-        let login = async { log_in(Link::dial(connection).await?, request).await };
+        let login = log_in_for(opening, &parameters);
         let answer = tokio::select! {
             answer = login => answer,
             () = gone(&self.stream) => return Err(UpstreamFault::Abandoned),
@@ -210,6 +205,7 @@ fn upstream_fault(fault: LoginFault, opening: &Opening) -> UpstreamFault {
         | LoginFault::Link(_)
         | LoginFault::Untrusted(_)
         | LoginFault::Refused(_)
+        | LoginFault::Held { .. }
         | LoginFault::Unproven(_) => UpstreamFault::Ours { reason, why },
     }
 }
