@@ -27,6 +27,8 @@ use crate::connection::Connection;
 use crate::credential::{Attempt, Credential};
 use crate::upstream::{DialError, Link, Remote, Stream};
 
+#[cfg(test)]
+mod differential;
 mod machine;
 mod messages;
 mod prelude;

@@ -15,6 +15,8 @@ use self::proof::SHA256_LEN;
 use crate::credential::{Credential, SaltedPassword};
 use crate::upstream::end_point::EndPoint;
 
+#[cfg(test)]
+mod differential;
 mod proof;
 
 pub(super) const MECHANISM: &str = "SCRAM-SHA-256";
