@@ -13,6 +13,7 @@ use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use serde::Serialize;
 
+use crate::credential::LoginRules;
 use crate::policy::Pattern;
 use crate::upstream::tls::RootsId;
 
@@ -67,6 +68,8 @@ pub struct Connection {
     /// Other databases that a client may ask for.
     pub(crate) databases: Vec<Pattern>,
     pub(crate) tls: Tls,
+    /// How to log in there, and how not.
+    pub(crate) login: LoginRules,
     pub(crate) startup: StartupFilter,
     pub(crate) replication: bool,
     /// Whether peers bring credentials of their own: it has none.
@@ -262,6 +265,7 @@ pub(crate) mod tests {
             database: "mydb".into(),
             databases: vec![Pattern::parse("reporting_*").unwrap()],
             tls: Tls::Disable,
+            login: LoginRules::default(),
             startup: StartupFilter::Only(
                 StartupFilter::DEFAULT.iter().map(ToString::to_string).collect(),
             ),

@@ -43,6 +43,7 @@ use crate::peer::{Peer, Uid};
 use crate::policy::{Action, Decision, Grant};
 
 mod admin;
+mod divergence;
 mod ending;
 mod explain;
 mod handles;

@@ -27,6 +27,7 @@ use tokio_rustls::client::TlsStream;
 use crate::connection::{Connection, Host, Tls};
 use crate::socket::Socket;
 
+pub(crate) mod end_point;
 pub(crate) mod tls;
 
 /// For the name, the socket and TLS together.

@@ -26,6 +26,8 @@ mod harness;
 mod hostile;
 #[path = "e2e/lifecycle.rs"]
 mod lifecycle;
+#[path = "e2e/login.rs"]
+mod login;
 #[path = "e2e/memory.rs"]
 mod memory;
 #[path = "e2e/metrics.rs"]

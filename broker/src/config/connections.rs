@@ -9,8 +9,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::parse::At;
-use super::{ConfigError, ConfiguredConnection, raw};
+use super::{ConfigError, ConfiguredConnection, login, raw};
 use crate::connection::{Connection, ConnectionName, Host, StartupFilter, Tls};
+use crate::credential::SecretForm;
 use crate::policy::Pattern;
 use crate::source::{ExecSource, Source, SourceKind, UsernameSource, is_systemd_name};
 use crate::trusted::distrust;
@@ -80,7 +81,9 @@ fn connection(
         Some(names) => StartupFilter::Only(names),
     };
     let tls = tls(raw.tls, &host, &at.below("tls"))?;
-    let source = source(raw.secret, raw.credentials_env, raw.username, at)?;
+    let source = source(raw.secret, raw.credentials_env, raw.username, raw.credential, at)?;
+    let login =
+        login::rules(raw.require_auth, raw.channel_binding, raw.credential, login::link(&tls), at)?;
     let replication = raw.replication;
     let rotation_grace = at
         .below("rotation_grace")
@@ -99,6 +102,7 @@ fn connection(
         database,
         databases,
         tls,
+        login,
         startup,
         replication,
         takes_registrations: source.kind == SourceKind::Absent,
@@ -157,6 +161,7 @@ fn source(
     secret: Option<raw::Secret>,
     credentials_env: Option<String>,
     username: Option<raw::Username>,
+    form: SecretForm,
     at: &At<'_>,
 ) -> Result<Source, ConfigError> {
     let secret_at = at.below("secret");
@@ -180,7 +185,8 @@ fn source(
             return Err(at.below("username.file").wrong("must be an absolute path"));
         }
     };
-    Ok(Source { key: format!("{}.secret", at.key), config: at.file.to_owned(), kind, username })
+    let (key, config) = (format!("{}.secret", at.key), at.file.to_owned());
+    Ok(Source { key, config, kind, username, form })
 }
 
 const ONE_SOURCE: &str =

@@ -87,7 +87,7 @@ impl Revealed {
     }
 
     pub(crate) fn secret(&self) -> &Slot {
-        self.0.password()
+        self.0.secret()
     }
 }
 
@@ -375,6 +375,7 @@ fn secret_fault(fault: &SourceFault) -> Why {
         SourceFault::TooLong => "be at most 16 KiB",
         SourceFault::Empty => "not be empty",
         SourceFault::NulByte => "hold no NUL byte",
+        SourceFault::NoKeys => "be CLIENT_KEY:SERVER_KEY, each 32 bytes in base64",
         SourceFault::NoUsername | SourceFault::BadUsername => {
             "be of the form username:password where no username is given"
         }

@@ -9,7 +9,7 @@ use super::state::SpareId;
 use super::{Core, Opening};
 use crate::audit::{Event, Outcome, Record};
 use crate::connection::{AllowedDatabase, Connection, ConnectionName};
-use crate::credential::Credential;
+use crate::credential::{Credential, Refused};
 use crate::session::{Cut, CutReason, Lifeline};
 
 /// The broker's own permission to log in once: recorded, and with the credential to do it with.
@@ -93,6 +93,12 @@ impl Dialling {
 
     pub(crate) fn database(&self) -> &AllowedDatabase {
         &self.database
+    }
+
+    /// The server refused the credential.
+    pub(crate) fn refused(&self, meaning: Refused) {
+        let Self { place, connection, credential, .. } = self;
+        place.core.refused_by_server(&connection.name, credential, meaning);
     }
 
     /// Returns when the right is gone.

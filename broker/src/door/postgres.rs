@@ -23,6 +23,7 @@ use crate::metrics::SessionBytes;
 use crate::peer::{Accepting, Peer};
 use crate::socket::Socket;
 
+mod attempt;
 mod backend;
 mod cancel;
 mod codec;
@@ -31,6 +32,7 @@ mod frontend;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
 mod scram;
+mod secret_messages;
 mod spares;
 mod sqlstate;
 mod stop;
@@ -106,7 +108,7 @@ impl Door {
     async fn converse(self, peer: Peer, mut client: frontend::Frontend, place: Place) {
         let Some((session, upstream)) = login(&self.core, &peer, &mut client).await else { return };
         drop(place);
-        let Authenticated { mut stream, remote, mut prelude } = upstream;
+        let Authenticated { mut stream, remote, mut prelude, .. } = upstream;
         let server = Server { remote, key: prelude.take_key() };
         drop(prelude);
         let _cancellable =

@@ -35,6 +35,8 @@ pub(crate) enum CutReason {
     Reloaded,
     /// The credential that it logged in with was replaced, and its grace is over.
     Rotated,
+    /// The server refuses the credential that it logged in with, and nobody replaced that here.
+    Diverged,
     /// An operator closed it.
     Closed,
     /// It is older than its connection's sessions may be.
@@ -53,6 +55,7 @@ impl CutReason {
             Self::Suspended => "suspended",
             Self::Reloaded => "reloaded",
             Self::Rotated => "rotated",
+            Self::Diverged => "diverged",
             Self::Closed => "closed",
             Self::Aged => "aged",
             Self::Draining => "draining",

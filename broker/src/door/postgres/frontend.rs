@@ -9,7 +9,8 @@ use std::time::Instant;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use zeroize::Zeroizing;
 
-use super::backend::{Authenticated, LoginFault, LoginRequest, log_in};
+use super::attempt::log_in_for;
+use super::backend::{Authenticated, LoginFault};
 use super::codec::{self, BadStartup, First, Startup};
 use super::spares::Spares;
 use super::{fault, sqlstate};
@@ -20,7 +21,6 @@ use crate::door::relay::gone;
 use crate::handle::TokenHash;
 use crate::session::{ClientKey, KeyLength, Lifeline};
 use crate::socket::Socket;
-use crate::upstream::Link;
 
 /// SSLRequest and GSSENCRequest, and each only once by an honest client.
 const MAX_ENCRYPTION_REQUESTS: usize = 2;
@@ -168,13 +168,8 @@ impl Protocol for Frontend {
         if let Some(spare) = self.spares.take(opening, &parameters).await {
             return Ok(spare);
         }
-        let request = LoginRequest {
-            credential: opening.credential(),
-            database: opening.database().as_str(),
-            parameters: &parameters,
-        };
         let began = Instant::now();
-        let login = async { log_in(Link::dial(connection).await?, request).await };
+        let login = log_in_for(opening, &parameters);
         let answer = tokio::select! {
             answer = login => answer,
             () = gone(&self.socket) => return Err(UpstreamFault::Abandoned),
@@ -227,6 +222,7 @@ fn upstream_fault(fault: LoginFault, opening: &Opening) -> UpstreamFault {
         | LoginFault::Link(_)
         | LoginFault::Untrusted(_)
         | LoginFault::Refused(_)
+        | LoginFault::Held { .. }
         | LoginFault::Unproven(_) => UpstreamFault::Ours { reason, why },
     }
 }

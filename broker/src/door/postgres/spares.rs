@@ -18,6 +18,7 @@ use tokio::io::AsyncReadExt as _;
 use tokio::time::{sleep, timeout};
 use tracing::debug;
 
+use super::attempt::conclude;
 use super::backend::{Authenticated, LoginFault, LoginRequest, log_in};
 use super::codec::Frames;
 use crate::connection::{AllowedDatabase, ConnectionName};
@@ -310,15 +311,26 @@ impl Pool {
 /// Logs in as a client with this message would be. Ends when the right to it does.
 async fn dial(dialling: Dialling, message: &Message) -> Result<(Spare, Authenticated), LoginFault> {
     let gone = || LoginFault::Link(std::io::ErrorKind::ConnectionAborted.into());
-    let request = LoginRequest {
-        credential: dialling.credential(),
-        database: dialling.database().as_str(),
-        parameters: &message.parameters,
+    let (connection, credential) = (dialling.connection(), dialling.credential());
+    let login = async {
+        let attempt = credential.breaker().enter().await?;
+        let request = LoginRequest {
+            connection,
+            credential,
+            attempt: &attempt,
+            database: dialling.database().as_str(),
+            parameters: &message.parameters,
+        };
+        let answer = async { log_in(Link::dial(connection).await?, request).await }.await;
+        if let Some(meaning) = conclude(attempt, &answer) {
+            dialling.refused(meaning);
+        }
+        answer
     };
     let link = tokio::select! {
         biased;
         _reason = dialling.cut() => return Err(gone()),
-        link = async { log_in(Link::dial(dialling.connection()).await?, request).await } => link?,
+        link = login => link?,
     };
     let lifeline = link.stream.duplicate().map(Lifeline::Relayed).map_err(LoginFault::Link)?;
     let spare = dialling.commit(lifeline).ok_or_else(gone)?;
