@@ -159,6 +159,15 @@ impl Right {
     }
 }
 
+/// How a session's bytes travel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// Through the broker.
+    Door,
+    /// The client has the socket itself.
+    Handoff,
+}
+
 /// Whose a session is, and what it is for: all that decides whether it may go on.
 #[derive(Clone, Debug)]
 pub(crate) struct Owner {
@@ -166,6 +175,7 @@ pub(crate) struct Owner {
     pub(crate) peer: Peer,
     pub(crate) connection: Arc<Connection>,
     pub(crate) database: AllowedDatabase,
+    pub(crate) mode: Mode,
     pub(crate) right: Right,
     /// Of the connection's credential; 0 for one that was registered with the handle.
     pub(crate) credential_version: u64,
@@ -244,6 +254,8 @@ impl Registry {
         if let Some(key) = entry.key {
             self.by_key.remove(&key);
         }
+        // Whoever fired the cut may keep it for longer than the socket is to live.
+        drop(entry.cut.upstream.lock().unwrap_or_else(PoisonError::into_inner).take());
         uncount(&mut self.by_owner, &place_of(&entry.owner));
         if let Some(handle) = entry.owner.right.handle() {
             uncount(&mut self.by_handle, &handle);
@@ -356,7 +368,7 @@ mod tests {
                 Right::Handle { id, holder: peer.clone(), redeemed: false, subject: String::new() }
             }
         };
-        Owner { peer, connection, database, right, credential_version: 1 }
+        Owner { peer, connection, database, mode: Mode::Door, right, credential_version: 1 }
     }
 
     fn socket() -> OwnedFd {

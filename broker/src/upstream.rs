@@ -202,6 +202,29 @@ impl Stream {
             Self::Tls(stream) => stream.get_ref().0.as_fd().try_clone_to_owned(),
         }
     }
+
+    /// The socket itself, no longer known to the runtime, if nobody needs more than it to
+    /// speak: it is in non-blocking mode.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::Unsupported`] when its bytes are TLS, and what the runtime says.
+    pub(crate) fn into_plain_socket(self) -> io::Result<OwnedFd> {
+        match self {
+            Self::Tcp(stream) => Ok(stream.into_std()?.into()),
+            Self::Unix(stream) => Ok(stream.into_std()?.into()),
+            Self::Tls(_) => Err(io::ErrorKind::Unsupported.into()),
+        }
+    }
+
+    /// Whether it leads to another machine.
+    pub(crate) fn leaves_the_machine(&self) -> bool {
+        let tcp = match self {
+            Self::Tcp(stream) => stream,
+            Self::Unix(_) => return false,
+            Self::Tls(stream) => stream.get_ref().0,
+        };
+        tcp.peer_addr().is_ok_and(|address| !address.ip().is_loopback())
+    }
 }
 
 macro_rules! each {

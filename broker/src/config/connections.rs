@@ -79,7 +79,7 @@ fn connection(
     };
     let tls = tls(raw.tls, &host, &at.below("tls"))?;
     let source = source(raw.secret, raw.credentials_env, raw.username, at)?;
-    let replication = raw.replication;
+    let (replication, insecure_handoff) = (raw.replication, raw.insecure_handoff);
     let rotation_grace = at
         .below("rotation_grace")
         .duration_or_zero(raw.rotation_grace.as_deref(), DEFAULT_GRACE)?;
@@ -91,6 +91,7 @@ fn connection(
         tls,
         startup,
         replication,
+        insecure_handoff,
         takes_registrations: source.kind == SourceKind::Absent,
         rotation_grace,
     };

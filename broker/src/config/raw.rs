@@ -106,6 +106,7 @@ pub(super) struct Connection {
     pub(super) tls: Option<Tls>,
     pub(super) startup: Option<Vec<String>>,
     pub(super) replication: bool,
+    pub(super) insecure_handoff: bool,
     pub(super) rotation_grace: Option<String>,
     /// `connections.json` only.
     #[serde(rename = "credentialsEnv")]

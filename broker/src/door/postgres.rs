@@ -23,16 +23,19 @@ use crate::peer::{Accepted, Accepting, Peer};
 mod backend;
 mod cancel;
 mod codec;
+mod entry;
 mod fault;
 mod frontend;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
+pub(crate) mod handoff;
 mod scram;
 mod sqlstate;
 mod stop;
 mod validate;
 
 use self::cancel::Cancels;
+use self::handoff::Handoffs;
 pub(crate) use self::validate::{Validated, validate};
 
 /// For a client to say what it wants, and again to give its token.
@@ -48,12 +51,19 @@ pub(crate) struct Door {
     lobby: Lobby,
     cancels: Cancels,
     terminator: Terminator,
+    handoffs: Handoffs,
 }
 
 impl Door {
-    pub(crate) fn new(core: Core) -> Self {
+    pub(crate) fn new(core: Core, handoffs: Handoffs) -> Self {
         let terminator = Terminator::new(core.clone());
-        Self { core, lobby: Lobby::new(MAX_LOGINS), cancels: Cancels::default(), terminator }
+        Self {
+            core,
+            lobby: Lobby::new(MAX_LOGINS),
+            cancels: Cancels::default(),
+            terminator,
+            handoffs,
+        }
     }
 
     /// Serves a listener until the core drains.
