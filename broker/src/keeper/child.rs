@@ -1,5 +1,6 @@
-//! The keeper's own side: a loop over one socket and the programs that run. One thread, no
-//! secret: what a program prints goes through a pipe whose reading end is the broker's.
+//! The keeper's own side: a loop over one socket and the programs that run, and a thread for
+//! sockets ([`hold`]). No secret: what a program prints goes through a pipe whose reading end is
+//! the broker's.
 
 #![forbid(unsafe_code)]
 
