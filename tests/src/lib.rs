@@ -51,6 +51,7 @@ pub mod handles;
 pub mod holder;
 pub mod identity;
 pub mod memory;
+pub mod middleman;
 pub mod packet;
 pub mod postgres;
 pub mod process;
