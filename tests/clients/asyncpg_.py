@@ -4,7 +4,6 @@ import asyncio
 import datetime
 import decimal
 import io
-import os
 import time
 import uuid
 
@@ -25,6 +24,11 @@ VALUES = [
     ("jsonb", '{"a": [1, null]}'),
     ("text", None),
 ]
+
+
+# What a statement raises whose connection the server ends, direct as well: the last one comes when the
+# pool resets a connection that has just heard of its end.
+LOST = (asyncpg.PostgresConnectionError, asyncpg.AdminShutdownError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 
 
 async def values(connection):
@@ -153,7 +157,7 @@ async def pools():
         while time.monotonic() < end:
             try:
                 backends.add(await one.fetchval("SELECT pg_backend_pid()"))
-            except (asyncpg.PostgresConnectionError, asyncpg.AdminShutdownError, asyncpg.InterfaceError) as error:
+            except LOST as error:
                 cut += 1
                 note(f"cut in the middle: {type(error).__name__}")
                 backends.add(await one.fetchval("SELECT pg_backend_pid()"))

@@ -1,7 +1,5 @@
 """SQLAlchemy over psycopg: engine, ORM and pool. Reads PGHOST and its like."""
 
-import os
-
 import sqlalchemy
 from recipe import note, outlive, say, token
 from sqlalchemy import create_engine, event, select, text

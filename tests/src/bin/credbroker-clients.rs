@@ -102,7 +102,9 @@ mod raw {
     use sha2::{Digest as _, Sha256};
     use tokio_postgres::error::DbError;
     use tokio_postgres::types::Type;
-    use tokio_postgres::{AsyncMessage, Client, Config, Error as Failed, NoTls, SimpleQueryMessage};
+    use tokio_postgres::{
+        AsyncMessage, Client, Config, Error as Failed, NoTls, SimpleQueryMessage,
+    };
 
     use super::{Duration, Instant, OUTLIVING, Outcome, Outliving, note, say, token, variable};
 
@@ -364,16 +366,18 @@ mod pooled {
 
     async fn values(connection: &mut PgConnection) -> Outcome {
         let bytes: Vec<u8> = (0..=255).collect();
-        let row = sqlx::query("SELECT $1::int8, $2::float8, $3::bool, $4::text, $5::bytea, $6::int4[], $7::text")
-            .bind(i64::MAX)
-            .bind(0.1_f64)
-            .bind(true)
-            .bind("aé漢😀")
-            .bind(bytes)
-            .bind(vec![Some(1_i32), None, Some(3)])
-            .bind(None::<String>)
-            .fetch_one(&mut *connection)
-            .await?;
+        let row = sqlx::query(
+            "SELECT $1::int8, $2::float8, $3::bool, $4::text, $5::bytea, $6::int4[], $7::text",
+        )
+        .bind(i64::MAX)
+        .bind(0.1_f64)
+        .bind(true)
+        .bind("aé漢😀")
+        .bind(bytes)
+        .bind(vec![Some(1_i32), None, Some(3)])
+        .bind(None::<String>)
+        .fetch_one(&mut *connection)
+        .await?;
         say("int8", row.try_get::<i64, _>(0)?);
         say("float8", row.try_get::<f64, _>(1)?);
         say("bool", row.try_get::<bool, _>(2)?);
@@ -404,7 +408,10 @@ mod pooled {
 
     async fn errors(connection: &mut PgConnection) -> Outcome {
         for sql in ["SELEC 1", "SELECT 1/0", "SELECT * FROM nothing", "SELECT 'x'::int"] {
-            say(sql, sqlx::query(sql).fetch_all(&mut *connection).await.as_ref().err().and_then(told));
+            say(
+                sql,
+                sqlx::query(sql).fetch_all(&mut *connection).await.as_ref().err().and_then(told),
+            );
         }
         connection.execute("SET statement_timeout = 50").await?;
         let late = connection.execute("SELECT pg_sleep(10)").await;
@@ -422,7 +429,8 @@ mod pooled {
         say("copy in", copy.finish().await?);
         let mut digest = Sha256::new();
         {
-            let mut out = connection.copy_out_raw("COPY (SELECT * FROM c ORDER BY n) TO STDOUT").await?;
+            let mut out =
+                connection.copy_out_raw("COPY (SELECT * FROM c ORDER BY n) TO STDOUT").await?;
             while let Some(part) = out.try_next().await? {
                 digest.update(&part);
             }
@@ -454,7 +462,8 @@ mod pooled {
     }
 
     async fn startup_and_end() -> Outcome {
-        let options = options()?.application_name("clients").options([("search_path", "pg_catalog")]);
+        let options =
+            options()?.application_name("clients").options([("search_path", "pg_catalog")]);
         let mut connection = PgConnection::connect_with(&options).await?;
         for name in ["application_name", "search_path"] {
             let shown = sqlx::query_scalar::<_, String>("SELECT current_setting($1)").bind(name);
@@ -470,7 +479,8 @@ mod pooled {
     #[allow(clippy::disallowed_methods, reason = "the rule is the broker's; this is a client")]
     async fn pool() -> Outcome {
         let fresh = async || Outcome::Ok(options()?.password(&token().await?));
-        let pool = Arc::new(PgPoolOptions::new().max_connections(1).connect_with(fresh().await?).await?);
+        let pool =
+            Arc::new(PgPoolOptions::new().max_connections(1).connect_with(fresh().await?).await?);
         let refreshed = Arc::clone(&pool);
         let refresh = async move {
             loop {
