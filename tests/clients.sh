@@ -53,17 +53,29 @@ quietly() {
     return 1
 }
 
-# python_packages FOLDER PACKAGE...: an environment with them, made once for each set of packages.
-# Debian's own Python, because other users must be able to run it.
+# python_packages PYTHON FOLDER PACKAGE...: an environment with them, made once for each set of packages.
 python_packages() {
-    local folder=$cache/$1
-    shift
+    local python=$1 folder=$cache/$2
+    shift 2
     [[ -e $folder/.has && $(<"$folder/.has") == "$*" ]] && return
     rm -rf "$folder"
-    /usr/bin/python3 -c 'import ensurepip' 2>/dev/null || needs clients-need-ensurepip python3-venv
-    quietly "$cache/pip.log" /usr/bin/python3 -m venv "$folder" &&
+    "$python" -c 'import ensurepip' 2>/dev/null || needs clients-need-ensurepip python3-venv
+    quietly "$cache/pip.log" "$python" -m venv "$folder" &&
         quietly "$cache/pip.log" "$folder/bin/pip" install --quiet --disable-pip-version-check "$@" &&
         echo "$*" >"$folder/.has"
+}
+
+# newer_python: one of 3.12 or later, which Debian 12 does not have. One of pyenv, below a home that other
+# users may not enter, is copied to where they may.
+newer_python() {
+    local found copy=$cache/newer-python
+    [[ ! -x $copy/bin/python3 ]] || { echo "$copy/bin/python3" && return; }
+    for found in /usr/bin/python3.1[2-9] "${PYENV_ROOT:-$HOME/.pyenv}"/versions/3.1[2-9]*/bin/python3; do
+        [[ -x $found ]] || continue
+        [[ $found != /usr/bin/* ]] || { echo "$found" && return; }
+        cp -r "${found%/bin/python3}" "$copy" && echo "$copy/bin/python3" && return
+    done
+    return 1
 }
 
 # node_packages FOLDER PACKAGE...: the same for npm. Nothing that they bring is run at installation.
@@ -87,11 +99,15 @@ absent() {
 }
 echo "installing what is missing" >&2
 if wants psycopg asyncpg sqlalchemy; then
-    python_packages python 'psycopg[binary,pool]' asyncpg sqlalchemy ||
+    python_packages /usr/bin/python3 python 'psycopg[binary,pool]' asyncpg sqlalchemy ||
         absent "not to be had from PyPI" psycopg asyncpg sqlalchemy
 fi
-if wants dbhub postgres-mcp; then
-    python_packages mcp postgres-mcp || absent "not to be had from PyPI" postgres-mcp
+if wants postgres-mcp; then
+    if python=$(newer_python); then
+        python_packages "$python" mcp postgres-mcp || absent "not to be had from PyPI" postgres-mcp
+    else
+        absent "it needs Python 3.12" postgres-mcp
+    fi
 fi
 if wants node-postgres postgres-js dbhub; then
     command -v npm >/dev/null || needs npm npm
@@ -201,7 +217,7 @@ client() {
     asyncpg | sqlalchemy) echo "$work/cache/python/bin/python" "$work/clients/${name}_.py" ;;
     node-postgres | postgres-js) echo node "$work/clients/$name.mjs" ;;
     tokio-postgres | sqlx) echo "$work/clients/credbroker-clients" "$name" ;;
-    dbhub | postgres-mcp) echo "$work/cache/mcp/bin/python" "$work/clients/mcp_.py" "$name" "$work/cache" ;;
+    dbhub | postgres-mcp) echo /usr/bin/python3 "$work/clients/mcp_.py" "$name" "$work/cache" ;;
     esac
 }
 

@@ -21,9 +21,9 @@ if NAME == "dbhub":
         note(f"version {json.load(file)['version']}")
     tool, argument = "execute_sql", "sql"
 else:
-    from importlib.metadata import version
-
-    note(f"version {version('postgres-mcp')}")
+    ask_version = "import importlib.metadata as m; print(m.version('postgres-mcp'))"
+    asked = subprocess.run([f"{CACHE}/mcp/bin/python", "-c", ask_version], capture_output=True, text=True, check=True)
+    note(f"version {asked.stdout.strip()}")
     url = os.environ["DATABASE_URL"]
     command = [f"{CACHE}/mcp/bin/postgres-mcp", "--access-mode=unrestricted", "--transport=stdio"]
     tool, argument = "execute_sql", "sql"
