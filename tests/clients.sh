@@ -104,7 +104,11 @@ if wants psycopg asyncpg sqlalchemy; then
 fi
 if wants postgres-mcp; then
     if python=$(newer_python); then
-        python_packages "$python" mcp postgres-mcp || absent "not to be had from PyPI" postgres-mcp
+        # It pins a pglast that PyPI does not have any more.
+        { python_packages "$python" mcp 'mcp[cli]' 'psycopg[binary,pool]' humanize attrs instructor 'pglast<8' &&
+            { [[ -x $cache/mcp/bin/postgres-mcp ]] ||
+                quietly "$cache/pip.log" "$cache/mcp/bin/pip" install --quiet --no-deps postgres-mcp; }; } ||
+            absent "not to be had from PyPI" postgres-mcp
     else
         absent "it needs Python 3.12" postgres-mcp
     fi
