@@ -15,9 +15,10 @@ source tests/needs.sh
 quick=(psql pgbench pg_dump psycopg asyncpg node-postgres tokio-postgres sqlx)
 all=("${quick[@]}" sqlalchemy postgres-js dbhub postgres-mcp)
 chosen=()
+ambient_seconds=7
 for argument in "$@"; do
     case $argument in
-    --quick) chosen+=("${quick[@]}") && : "${CLIENTS_DUMP_MB:=4}" ;;
+    --quick) chosen+=("${quick[@]}") && ambient_seconds=1 && : "${CLIENTS_DUMP_MB:=4}" ;;
     --list) printf '%s\n' "${all[@]}" && exit ;;
     -*) echo "usage: tests/clients.sh [--quick] [--list] [NAME...]" >&2 && exit 64 ;;
     *) chosen+=("$argument") ;;
@@ -186,7 +187,7 @@ through() {
         login=(PGHOST="$STAGE_SOCKET_DIR" PGPORT="$STAGE_PORT" PGUSER="$STAGE_DATABASE"
             PGPASSWORD="$STAGE_PASSWORD" PGDATABASE="$STAGE_DATABASE"
             DATABASE_URL="postgresql:///$STAGE_DATABASE?host=$STAGE_SOCKET_DIR&port=$STAGE_PORT&user=$STAGE_DATABASE&password=$STAGE_PASSWORD"
-            CLIENTS_EXPIRES=0 CLIENTS_TOKEN_COMMAND=direct-token)
+            CLIENTS_EXPIRES=0 CLIENTS_POOL_SECONDS=1 CLIENTS_TOKEN_COMMAND=direct-token)
         ;;
     door)
         login=(CREDBROKER_RUNTIME_DIR="$CREDBROKER_RUNTIME_DIR" CREDBROKER_SERVER_UID="$STAGE_SERVER_UID"
@@ -196,7 +197,7 @@ through() {
     ambient)
         login=(PGHOST="$STAGE_DOOR" PGPORT=5432 PGUSER=ambient_db PGDATABASE="$STAGE_DATABASE" PGPASSWORD=
             DATABASE_URL="postgresql:///$STAGE_DATABASE?host=$STAGE_DOOR&user=ambient_db"
-            CLIENTS_EXPIRES=0 CLIENTS_TOKEN_COMMAND=no-token)
+            CLIENTS_EXPIRES=0 CLIENTS_POOL_SECONDS="$ambient_seconds" CLIENTS_TOKEN_COMMAND=no-token)
         ;;
     esac
     setpriv --reuid="$STAGE_CLIENT_UID" --regid="$STAGE_CLIENT_UID" --groups="$STAGE_SOCKET_GROUP" -- \
