@@ -206,6 +206,7 @@ mod tests {
         let keeper = Keeper::on_a_thread(Vec::new());
         let (holding, queue) = keeper.hold_sockets();
         drop(keeper);
+        #[expect(clippy::disallowed_methods, reason = "a task of the test's own")]
         let queue = tokio::task::spawn(queue.run());
         let (mut server, ours) = UnixStream::pair().unwrap();
         let (released, other) = UnixStream::pair().unwrap();
@@ -229,6 +230,7 @@ mod tests {
         drop(theirs);
         let keeper = Keeper::of_socket(socket, Vec::new());
         let (holding, queue) = keeper.hold_sockets();
+        #[expect(clippy::disallowed_methods, reason = "a task of the test's own")]
         let queue = tokio::task::spawn(queue.run());
         let (_server, ours) = UnixStream::pair().unwrap();
         assert_eq!(holding.hold(ours.into()).await.unwrap_err(), NotHeld::KeeperGone);

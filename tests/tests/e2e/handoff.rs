@@ -400,6 +400,7 @@ async fn drive(broker: &Broker, handed: bool) {
     let (mut client, mut connection) =
         config.connect_raw(stream, NoTls).await.expect("the driver logs in");
     let (heard, mut notifications) = tokio::sync::mpsc::unbounded_channel();
+    #[expect(clippy::disallowed_methods, reason = "a task of the test's own")]
     let driver = tokio::task::spawn(async move {
         let messages = futures_util::stream::poll_fn(move |cx| connection.poll_message(cx));
         let mut messages = std::pin::pin!(messages);

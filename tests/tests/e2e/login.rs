@@ -10,7 +10,7 @@ use credbroker_e2e::canary::Canary;
 use credbroker_e2e::frontend::Session;
 use credbroker_e2e::identity::Identity;
 use credbroker_e2e::middleman::Middleman;
-use credbroker_e2e::postgres::{Database, Method, Server};
+use credbroker_e2e::postgres::{Method, Server};
 use credbroker_e2e::proxy::LoginProxy;
 use credbroker_proto::v1::ValidateConnectionRequest;
 
