@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Measures what the README's and the design's figures are about, and writes tests/BENCHMARKS.md and
+# Measures the broker against what does the same with less, and writes tests/BENCHMARKS.md and
 # the chart beside it. As root on Debian, whose pgbouncer and pgbench are installed if they are
 # missing; best on a machine that has nothing else to do. Leaves nothing running.
 #
@@ -36,7 +36,7 @@ mkdir -p "$results"
 commit=$(git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)
 git diff --quiet HEAD -- . ':!tests/BENCHMARKS.*' 2>/dev/null || commit+=" and changes"
 
-cargo build --release --workspace --bins --locked --quiet
+cargo build --release --workspace --bin credbrokerd --bin bench-run --locked --quiet
 
 # What the programs share, in a place that goes away with this script. Short: it holds sockets,
 # whose paths end at 107 bytes.

@@ -99,7 +99,8 @@ impl Rig {
         setup
     }
 
-    /// pgbouncer as its users run it for this: session pooling, logins by SCRAM on both sides.
+    /// pgbouncer with session pooling. It asks its clients for a password in clear, as the door
+    /// asks for a token, and logs in to the server by SCRAM, as the broker does.
     pub(super) fn pgbouncer(&self) -> Pgbouncer {
         let home = self.directory.path().join("pgbouncer");
         let owner = Identity::broker();
@@ -110,7 +111,7 @@ impl Rig {
         let ini = format!(
             "[databases]\n{name} = host={} port={} dbname={name}\n[pgbouncer]\n\
              unix_socket_dir = {home}\nlisten_port = {PGBOUNCER_PORT}\nunix_socket_mode = 0777\n\
-             auth_type = scram-sha-256\nauth_file = {home}/users\npool_mode = session\n\
+             auth_type = plain\nauth_file = {home}/users\npool_mode = session\n\
              default_pool_size = 100\nlog_connections = 0\nlog_disconnections = 0\n\
              log_stats = 0\npidfile = {home}/pid\n",
             server.socket_dir.display(),
