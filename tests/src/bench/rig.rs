@@ -285,7 +285,8 @@ pub(super) struct Helper(Child);
 impl Helper {
     pub(super) fn start(arguments: &[&str]) -> Self {
         let program = std::env::current_exe().expect("this program");
-        let child = Command::new(program).args(arguments).stdin(Stdio::null()).spawn();
+        let mut command = Identity::own().command(program);
+        let child = command.args(arguments).stdin(Stdio::null()).spawn();
         Self(child.expect("this program starts again"))
     }
 }
