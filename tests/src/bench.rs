@@ -328,6 +328,10 @@ impl Check {
     }
 }
 
+fn several(count: usize, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
+}
+
 /// Says how far it is.
 fn progress(text: &str) {
     let _unheard = writeln!(std::io::stderr(), "   {text}");

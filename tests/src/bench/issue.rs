@@ -1,9 +1,11 @@
 //! P1.
 
 use std::cell::Cell;
-use std::io;
+use std::fs::File;
+use std::io::{self, Write as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use credbroker_proto::v1::IssueHandleRequest;
@@ -23,34 +25,46 @@ use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 
 use super::rig::Helper;
 use super::stats::{Sample, ratios};
-use super::{Goal, Outcome, Unit, echo, progress, rig};
+use super::{Goal, Outcome, Unit, echo, progress, rig, several};
 use crate::identity::Identity;
 use crate::wait;
 
 const CONNECTIONS: [usize; 2] = [1, 8];
 const SPAN: Duration = Duration::from_secs(1);
+/// About as long as an audit record.
+const LINE: [u8; 600] = [b'\n'; 600];
 
 pub(super) fn measure(outcome: &mut Outcome) {
     let mode = outcome.mode;
     let span = mode.span(SPAN);
     for connections in CONNECTIONS {
-        let row = format!("{}, {connections} connections", mode.name());
+        let row = format!("{}, {}", mode.name(), several(connections, "connection"));
         progress(&row);
         let broker = rig::without_server().start();
         // Where the client's uid may go too.
         let directory = rig::temporary();
-        let path = directory.path().join("empty.sock");
-        let _server = Helper::start(&["serve-empty", rig::ascii(&path)]);
-        let listens = || UnixStream::connect(&path).ok();
-        wait::until(Duration::from_secs(10), listens).expect("the empty server listens");
+        let server = |name: &str, arguments: &[&str]| {
+            let path = directory.path().join(name);
+            let helper =
+                Helper::start(&[["serve-empty", rig::ascii(&path)].as_slice(), arguments].concat());
+            let listens = || UnixStream::connect(&path).ok();
+            wait::until(Duration::from_secs(10), listens).expect("the empty server listens");
+            (helper, path)
+        };
+        let (_empty, empty) = server("empty", &[]);
+        let log = directory.path().join("log");
+        let (_writing, writing) = server("writing", &[rig::ascii(&log)]);
         let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
         let ours = channels(&runtime, &broker.socket(), connections);
-        let empty = channels(&runtime, &path, connections);
-        let (mut theirs, mut issued) = (Vec::new(), Vec::new());
+        let empty = channels(&runtime, &empty, connections);
+        let writing = channels(&runtime, &writing, connections);
+        let (mut theirs, mut written, mut issued) = (Vec::new(), Vec::new(), Vec::new());
         for _round in 0..mode.rounds() {
-            theirs.push(throughput(&runtime, &empty, span, async |channel| {
-                HealthClient::new(channel).check(HealthCheckRequest::default()).await.map(drop)
-            }));
+            for (channels, speeds) in [(&empty, &mut theirs), (&writing, &mut written)] {
+                speeds.push(throughput(&runtime, channels, span, async |channel| {
+                    HealthClient::new(channel).check(HealthCheckRequest::default()).await.map(drop)
+                }));
+            }
             issued.push(throughput(&runtime, &ours, span, async |channel| {
                 let connection = "main_db".into();
                 let request = IssueHandleRequest { connection, ..Default::default() };
@@ -58,17 +72,22 @@ pub(super) fn measure(outcome: &mut Outcome) {
             }));
         }
         outcome.figure(&row, "empty call", &Sample::of(theirs.clone()), Unit::PerSecond);
+        let writes = "empty call that writes a line";
+        outcome.figure(&row, writes, &Sample::of(written.clone()), Unit::PerSecond);
         outcome.figure(&row, "IssueHandle", &Sample::of(issued.clone()), Unit::PerSecond);
-        outcome.check(
-            format!("{row}: throughput ÷ empty call"),
-            ratios(&issued, &theirs),
-            Unit::Ratio,
-            Goal::AtLeast(0.8),
-        );
+        outcome
+            .check(
+                format!("{row}: throughput ÷ empty call"),
+                ratios(&issued, &theirs),
+                Unit::Ratio,
+                Goal::AtLeast(0.8),
+            )
+            .under(writes, ratios(&written, &theirs));
     }
     outcome.note(
         "One request in flight on each connection; the client is one thread. Every handle lives \
-         on to the end of the run, and each has its record in the audit log before the reply.",
+         on to the end of the run, and each has its record in the audit log before the reply. The \
+         floor writes a line of 600 B to a file, by one write(2), before it replies.",
     );
 }
 
@@ -110,8 +129,11 @@ fn throughput(
     f64::from(done.get()) / started.elapsed().as_secs_f64()
 }
 
-/// A service whose one call does nothing.
-struct Empty;
+/// A service whose one call does nothing, or writes a line.
+#[derive(Clone)]
+struct Empty {
+    log: Option<Arc<File>>,
+}
 
 #[tonic::async_trait]
 impl Health for Empty {
@@ -121,6 +143,9 @@ impl Health for Empty {
         &self,
         _: Request<HealthCheckRequest>,
     ) -> Result<Response<HealthCheckResponse>, Status> {
+        if let Some(mut log) = self.log.as_deref() {
+            log.write_all(&LINE)?;
+        }
         Ok(Response::new(HealthCheckResponse::default()))
     }
 
@@ -132,11 +157,14 @@ impl Health for Empty {
     }
 }
 
-/// Serves gRPC with the broker's runtime and settings, for ever, and does nothing.
+/// Serves gRPC with the broker's runtime and settings, for ever, and does nothing; with `log`
+/// there is a line in it before each reply.
 ///
 /// # Panics
-/// When the socket cannot be had.
-pub fn serve_empty(path: &Path) {
+/// When the socket or the file cannot be had.
+pub fn serve_empty(path: &Path, log: Option<&Path>) {
+    let open = |log| File::options().append(true).create(true).open(log).expect("a file");
+    let empty = Empty { log: log.map(open).map(Arc::new) };
     let listener = UnixListener::from(echo::listener(path, rustix::net::SocketType::STREAM));
     listener.set_nonblocking(true).expect("a socket");
     let runtime = Builder::new_multi_thread().enable_all().build().expect("a runtime");
@@ -145,7 +173,7 @@ pub fn serve_empty(path: &Path) {
         let mut connections = JoinSet::new();
         loop {
             let (stream, _) = listener.accept().await.expect("a client");
-            let routes = Routes::new(HealthServer::new(Empty));
+            let routes = Routes::new(HealthServer::new(empty.clone()));
             let mut server = http2::Builder::new(TokioExecutor::new());
             server
                 .timer(TokioTimer::new())

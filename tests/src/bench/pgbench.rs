@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::rig::{FREE_UNIX, Rig, Target, cpu_time};
 use super::stats::{Sample, micros, ratios};
-use super::{Goal, Outcome, Unit, progress};
+use super::{Goal, Outcome, Unit, progress, several};
 use crate::postgres::programs;
 
 const CLIENTS: [usize; 2] = [1, 8];
@@ -41,7 +41,7 @@ pub(super) fn measure(outcome: &mut Outcome) {
             contender(relay.target(&rig), Some(relay.pid())),
         ];
         for round in 0..mode.rounds() {
-            progress(&format!("{}, {clients} clients, round {round}", mode.name()));
+            progress(&format!("{}, {}, round {round}", mode.name(), several(clients, "client")));
             for one in &mut all {
                 one.run(clients, mode.span(SPAN));
             }
@@ -57,7 +57,7 @@ pub(super) fn measure(outcome: &mut Outcome) {
 
 fn tell(outcome: &mut Outcome, clients: usize, all: &[Contender; 4]) {
     let mode = outcome.mode;
-    let row = format!("{}, {clients} clients", mode.name());
+    let row = format!("{}, {}", mode.name(), several(clients, "client"));
     for one in all {
         let name = one.target.name;
         outcome.figure(&row, name, &Sample::of(one.per_second.clone()), Unit::PerSecond);

@@ -65,6 +65,7 @@ impl Unit {
         match self {
             Self::Ratio if value < 0.1 => format!("{value:.3}"),
             Self::Ratio => format!("{value:.2}"),
+            Self::Millis if value < 10.0 => format!("{value:.2}"),
             Self::Micros | Self::Millis | Self::Mebibytes if value < 100.0 => format!("{value:.1}"),
             Self::Micros
             | Self::Millis

@@ -51,7 +51,7 @@ enum Role {
     #[command(hide = true)]
     ServeRelay { listen: PathBuf, upstream: PathBuf },
     #[command(hide = true)]
-    ServeEmpty { path: PathBuf },
+    ServeEmpty { path: PathBuf, log: Option<PathBuf> },
 }
 
 fn main() -> ExitCode {
@@ -67,7 +67,7 @@ fn main() -> ExitCode {
             serve_echo(path, *reply, kind == "descriptor");
         }
         Some(Role::ServeRelay { listen, upstream }) => serve_relay(listen, upstream),
-        Some(Role::ServeEmpty { path }) => serve_empty(path),
+        Some(Role::ServeEmpty { path, log }) => serve_empty(path, log.as_deref()),
     }
     ExitCode::SUCCESS
 }
