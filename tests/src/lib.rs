@@ -19,6 +19,7 @@
 //! | [`proxy`] | a hand on the wire between broker and PostgreSQL: hold a login at any step |
 //! | [`canary`], [`memory`] | secrets in every form they could hide in, and the search for them |
 //! | [`audit`] | the audit file, read as a consumer would |
+//! | [`bench`] | what is measured, against what, and the report |
 //! | [`binaries`], [`shared`], [`wait`] | where the programs are, what tests share, waiting without sleeping |
 //!
 //! As root, broker, worker, client and attacker are four uids. Without root they are all one,
@@ -42,6 +43,7 @@
 
 pub mod admin;
 pub mod audit;
+pub mod bench;
 pub mod binaries;
 pub mod broker;
 pub mod canary;
