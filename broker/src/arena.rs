@@ -185,6 +185,16 @@ impl Slot {
         place(&self.shared, len, |extents| extents.take_for_copy(&self.extent, len))
     }
 
+    /// A zeroed place of `len` bytes for what is derived from this one: it counts as this one
+    /// does, as the broker's own or within the peer's part.
+    ///
+    /// # Errors
+    /// [`ArenaFull`] when there is no room, or none for this peer.
+    pub fn place_for_derived(&self, len: usize) -> Result<Self, ArenaFull> {
+        let owner = self.extent.owner();
+        place(&self.shared, len, |extents| extents.take(len, owner))
+    }
+
     /// Lends the bytes to `read`. Whatever `read` copies out of them it must wipe itself.
     pub fn expose<R>(&self, read: impl FnOnce(&[u8]) -> R) -> R {
         read(self.shared.region.bytes(&self.extent, self.len))

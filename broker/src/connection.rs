@@ -13,6 +13,7 @@ use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use serde::Serialize;
 
+use crate::credential::LoginRules;
 use crate::policy::Pattern;
 use crate::upstream::tls::RootsId;
 
@@ -67,6 +68,8 @@ pub struct Connection {
     /// Other databases that a client may ask for.
     pub(crate) databases: Vec<Pattern>,
     pub(crate) tls: Tls,
+    /// How to log in there, and how not.
+    pub(crate) login: LoginRules,
     pub(crate) startup: StartupFilter,
     pub(crate) replication: bool,
     /// Whether peers bring credentials of their own: it has none.
@@ -75,6 +78,8 @@ pub struct Connection {
     pub(crate) rotation_grace: Duration,
     /// How old a session may become.
     pub(crate) max_session_age: Option<Duration>,
+    /// How many links are kept logged in for clients to come.
+    pub(crate) warm: usize,
 }
 
 /// Where the server is.
@@ -260,6 +265,7 @@ pub(crate) mod tests {
             database: "mydb".into(),
             databases: vec![Pattern::parse("reporting_*").unwrap()],
             tls: Tls::Disable,
+            login: LoginRules::default(),
             startup: StartupFilter::Only(
                 StartupFilter::DEFAULT.iter().map(ToString::to_string).collect(),
             ),
@@ -267,6 +273,7 @@ pub(crate) mod tests {
             takes_registrations: false,
             rotation_grace: Duration::from_secs(300),
             max_session_age: None,
+            warm: 0,
         }
     }
 

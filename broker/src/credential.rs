@@ -24,28 +24,52 @@ use crate::keeper::{Keeper, MAX_RUNNING};
 use crate::peer::Uid;
 use crate::source::{Loaded, Material, Source, SourceError, SourceFault, SourceKind, Stamp};
 
+mod breaker;
 mod refresh;
+mod replacing;
+mod rules;
+mod salted;
 
-/// A user name and a password. The password is in the arena; nothing of it is printable.
+pub(crate) use self::breaker::{Attempt, Breaker, Open, Refused};
+use self::replacing::sources;
+pub(crate) use self::rules::{ChannelBinding, LoginRules, Method, SecretForm};
+pub(crate) use self::salted::{SaltedPassword, SaltedPasswords};
+
+/// A user name and a secret. The secret is in the arena; nothing of it is printable.
 pub(crate) struct Credential {
     username: String,
-    password: Slot,
+    secret: Slot,
+    form: SecretForm,
     version: u64,
     since: SystemTime,
+    salted: SaltedPasswords,
+    breaker: Breaker,
 }
 
 impl Credential {
     /// One that is nobody's version of anything: it belongs to whoever has it.
     #[cfg(test)]
-    pub(crate) fn new(username: String, password: Slot) -> Self {
-        Self { username, password, version: 1, since: SystemTime::now() }
+    pub(crate) fn new(username: String, secret: Slot) -> Self {
+        Self::of(Material { username, secret, form: SecretForm::Password }, 1)
     }
 
     /// What a peer brought for a handle of its own. Version 0: no change of the connection's own
     /// credential concerns it.
     pub(crate) fn registered(material: Material) -> Self {
-        let Material { username, password } = material;
-        Self { username, password, version: 0, since: SystemTime::now() }
+        Self::of(material, 0)
+    }
+
+    pub(crate) fn of(material: Material, version: u64) -> Self {
+        let Material { username, secret, form } = material;
+        Self {
+            username,
+            secret,
+            form,
+            version,
+            since: SystemTime::now(),
+            salted: SaltedPasswords::default(),
+            breaker: Breaker::default(),
+        }
     }
 
     /// The database role; not a secret.
@@ -53,12 +77,27 @@ impl Credential {
         &self.username
     }
 
-    /// For the login machines only.
-    pub(crate) fn password(&self) -> &Slot {
-        &self.password
+    /// For the login machines only: the password, or the text of the keys.
+    pub(crate) fn secret(&self) -> &Slot {
+        &self.secret
     }
 
-    /// Which version of its connection's credential it is, from 1.
+    /// What the secret is.
+    pub(crate) fn form(&self) -> SecretForm {
+        self.form
+    }
+
+    /// What was derived from the password before.
+    pub(crate) fn salted(&self) -> &SaltedPasswords {
+        &self.salted
+    }
+
+    /// Who may try it now.
+    pub(crate) fn breaker(&self) -> &Breaker {
+        &self.breaker
+    }
+
+    /// Which version of its connection's credential it is, from 1; 0 for a peer's own.
     pub(crate) fn version(&self) -> u64 {
         self.version
     }
@@ -145,20 +184,6 @@ struct Reading {
     due: Option<Instant>,
     /// Whether somebody looks at the files now.
     looking: bool,
-}
-
-/// Credentials of another configuration, read and not yet in force.
-#[derive(Debug)]
-#[must_use]
-pub(crate) struct Prepared {
-    connections: BTreeMap<ConnectionName, (Arc<Source>, Change)>,
-}
-
-#[derive(Debug)]
-enum Change {
-    /// The source is as it was, and so is what came from it, or was put.
-    Keep,
-    Load(Option<Loaded>),
 }
 
 impl Credentials {
@@ -265,11 +290,11 @@ impl Credentials {
         username: Option<String>,
         text: &Slot,
     ) -> Result<Material, SourceFault> {
-        let username = username.or_else(|| {
-            let source = self.source(connection)?;
-            source.configured_username().map(str::to_owned)
-        });
-        Material::parse(text, username.as_deref())
+        let source = self.source(connection);
+        let configured = || source.as_ref()?.configured_username().map(str::to_owned);
+        let username = username.or_else(configured);
+        let form = source.as_ref().map(|source| source.form).unwrap_or_default();
+        Material::parse(text, username.as_deref(), form)
     }
 
     /// Room for what an operator brings.
@@ -311,6 +336,12 @@ impl Credentials {
             if let Some(problem) = &entry.problem {
                 warnings.push(format!("{name}: its credential may be old: {}", problem.text));
             }
+            if let Some(Open { retry }) = entry.current.as_ref().and_then(|c| c.breaker.is_open()) {
+                warnings.push(format!(
+                    "{name}: the database refuses its credential; the next login is tried in {} s",
+                    retry.as_secs()
+                ));
+            }
             if entry.current.is_none() && entry.source.kind == SourceKind::Store {
                 warnings.push(format!("{name} has no credential: credbroker put {name}"));
             }
@@ -334,89 +365,6 @@ impl Credentials {
         entry.current.take().is_some()
     }
 
-    /// The first half of a reload: reads what the new configuration has otherwise. Nothing
-    /// changes yet.
-    ///
-    /// # Errors
-    /// The first that cannot be read, or that needs what was fixed at the start.
-    pub(crate) async fn prepare(&self, config: &Config) -> Result<Prepared, SourceError> {
-        self.prepare_sources(&sources(config)).await
-    }
-
-    async fn prepare_sources(
-        &self,
-        sources: &BTreeMap<ConnectionName, Arc<Source>>,
-    ) -> Result<Prepared, SourceError> {
-        let mut connections = BTreeMap::new();
-        for (name, source) in sources {
-            let source = Arc::clone(source);
-            let known = self.source(name);
-            let change = if known.is_some_and(|known| known.is_same_as(&source)) {
-                Change::Keep
-            } else {
-                self.check_reach(&source)?;
-                Change::Load(source.load(&self.shared.arena, &self.shared.keeper).await?)
-            };
-            connections.insert(name.clone(), (source, change));
-        }
-        Ok(Prepared { connections })
-    }
-
-    /// The second half, which cannot fail: from now on the new configuration's credentials are
-    /// in force. Gives the connections that have another version than before.
-    pub(crate) fn commit(&self, prepared: Prepared) -> Vec<(ConnectionName, u64)> {
-        let mut state = self.state_mut();
-        let mut changed = Vec::new();
-        let mut before = std::mem::take(&mut state.entries);
-        for (name, (source, change)) in prepared.connections {
-            let old = before.remove(&name);
-            let entry = match (change, old) {
-                // A read of the old source that is under way is still of use: it is the same.
-                (Change::Keep, Some(entry)) => entry,
-                (Change::Keep, None) => Entry::new(source),
-                (Change::Load(loaded), old) => {
-                    let mut entry = Entry::new(source);
-                    let current = old.and_then(|old| old.current);
-                    match (loaded, current) {
-                        // It has moved, and is what it was.
-                        (Some(loaded), Some(same)) if loaded.material.is_same_as(&same) => {
-                            entry.looked(Some(loaded.stamp), Instant::now());
-                            entry.current = Some(same);
-                        }
-                        (Some(loaded), _) => {
-                            let version = state.next_version(&name);
-                            entry.read(loaded, version, Instant::now());
-                            changed.push((name.clone(), version));
-                        }
-                        (None, _) => {}
-                    }
-                    entry
-                }
-            };
-            state.entries.insert(name, entry);
-        }
-        changed
-    }
-
-    /// What the sandbox and the keeper were not told of at the start cannot be added later.
-    fn check_reach(&self, source: &Source) -> Result<(), SourceError> {
-        let refuse = |why| Err(source.error(SourceFault::RestartRequired(why)));
-        if source.is_environment() {
-            return refuse("the environment is read once, at the start");
-        }
-        if source.command().is_some_and(|command| !self.shared.keeper.knows(command)) {
-            return refuse("programs are settled at the start");
-        }
-        let known = |directory: &PathBuf| {
-            let directory = directory.canonicalize().unwrap_or_else(|_absent| directory.clone());
-            self.shared.directories.iter().any(|known| directory.starts_with(known))
-        };
-        if !source.directories().iter().all(known) {
-            return refuse("the sandbox does not reach the directory of its file");
-        }
-        Ok(())
-    }
-
     fn source(&self, connection: &ConnectionName) -> Option<Arc<Source>> {
         Some(Arc::clone(&self.state().entries.get(connection)?.source))
     }
@@ -428,11 +376,6 @@ impl Credentials {
     fn state_mut(&self) -> RwLockWriteGuard<'_, State> {
         self.shared.state.write().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-fn sources(config: &Config) -> BTreeMap<ConnectionName, Arc<Source>> {
-    let sources = config.connections.iter();
-    sources.map(|(name, configured)| (name.clone(), Arc::clone(&configured.source))).collect()
 }
 
 impl State {
@@ -474,9 +417,7 @@ impl Entry {
 
     /// A version that its source has again after a restart, unless somebody says otherwise.
     fn install(&mut self, material: Material, version: u64) {
-        let Material { username, password } = material;
-        let since = SystemTime::now();
-        self.current = Some(Arc::new(Credential { username, password, version, since }));
+        self.current = Some(Arc::new(Credential::of(material, version)));
         (self.expires_at, self.labels, self.persistent) = (None, BTreeMap::new(), true);
     }
 
@@ -536,7 +477,8 @@ mod tests {
     }
 
     fn material(arena: &Arena, username: &str, password: &[u8]) -> Material {
-        Material { username: username.into(), password: slot(arena, password) }
+        let secret = slot(arena, password);
+        Material { username: username.into(), secret, form: SecretForm::Password }
     }
 
     fn shell(script: &str) -> ExecSource {
@@ -563,7 +505,7 @@ mod tests {
 
     fn password(credentials: &Credentials, connection: &str) -> Option<Vec<u8>> {
         let credential = credentials.of(&name(connection))?;
-        Some(credential.password().expose(<[u8]>::to_vec))
+        Some(credential.secret().expose(<[u8]>::to_vec))
     }
 
     #[test]
@@ -584,7 +526,7 @@ mod tests {
             let secret = slot(&arena, password);
             credentials.put(
                 &name(connection),
-                Material { username: "app".into(), password: secret },
+                Material { username: "app".into(), secret, form: SecretForm::Password },
                 None,
                 labels,
             )
@@ -732,7 +674,7 @@ mod tests {
             ("put", source(SourceKind::Store, UsernameSource::InSecret)),
         ]);
         let secret = slot(&credentials.shared.arena, b"put");
-        let put = Material { username: "app".into(), password: secret };
+        let put = Material { username: "app".into(), secret, form: SecretForm::Password };
         credentials.put(&name("put"), put, None, BTreeMap::new());
         let sources = |more: Vec<(&str, Source)>| {
             let more = more.into_iter().map(|(text, source)| (name(text), Arc::new(source)));

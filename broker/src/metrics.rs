@@ -63,6 +63,7 @@ struct Gauges {
     audit_records: Counter,
     audit_writable: Gauge,
     credential_expiry: Family<ConnectionLabel, Gauge<f64, AtomicU64>>,
+    warm_spares: Family<ConnectionLabel, Gauge>,
     last_reload_successful: Gauge,
 }
 
@@ -79,6 +80,8 @@ pub(crate) struct Snapshot {
     pub(crate) audit_writable: bool,
     /// Connections whose credential has an end.
     pub(crate) credential_expiry: Vec<(ConnectionName, SystemTime)>,
+    /// How many links wait for a client.
+    pub(crate) warm_spares: Vec<(ConnectionName, usize)>,
     pub(crate) last_reload_successful: bool,
 }
 
@@ -324,6 +327,7 @@ impl Shared {
             "When a credential ends, where that is known",
             gauges.credential_expiry.clone(),
         );
+        all.register("warm_spares", "Links that wait for a client", gauges.warm_spares.clone());
         all.register(
             "config_last_reload_successful",
             "Whether the last configuration that was read is in force",
@@ -351,6 +355,11 @@ impl Gauges {
             let label = ConnectionLabel { connection: connection.clone() };
             let since = end.duration_since(UNIX_EPOCH).unwrap_or_default();
             self.credential_expiry.get_or_create(&label).set(since.as_secs_f64());
+        }
+        self.warm_spares.clear();
+        for (connection, count) in &snapshot.warm_spares {
+            let label = ConnectionLabel { connection: connection.clone() };
+            self.warm_spares.get_or_create(&label).set(number(*count));
         }
         self.last_reload_successful.set(snapshot.last_reload_successful.into());
     }
@@ -418,6 +427,7 @@ mod tests {
             audit_records: 17,
             audit_writable: true,
             credential_expiry: Vec::new(),
+            warm_spares: Vec::new(),
             last_reload_successful: true,
         }
     }
@@ -436,6 +446,7 @@ mod tests {
         metrics.upstream_error(&name("main_db"), "upstream_untrusted");
         metrics.session_bytes(&name("main_db")).client_sent(5);
         let mut full = snapshot();
+        full.warm_spares = vec![(name("main_db"), 2)];
         full.credential_expiry = vec![(name("main_db"), UNIX_EPOCH + Duration::from_secs(99))];
         let lines = lines(&metrics, &full);
         for line in [
@@ -454,6 +465,7 @@ mod tests {
             "credbroker_audit_records_total 17",
             "credbroker_audit_writable 1",
             "credbroker_credential_expiry_timestamp_seconds{connection=\"main_db\"} 99.0",
+            "credbroker_warm_spares{connection=\"main_db\"} 2",
             "credbroker_config_last_reload_successful 1",
             concat!("credbroker_build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"} 1"),
             "# EOF",

@@ -100,9 +100,14 @@ pub(crate) struct Owner {
     pub(crate) connection: Arc<Connection>,
     pub(crate) database: AllowedDatabase,
     pub(crate) right: Right,
-    /// Of the connection's credential; 0 for one that was registered with the handle.
+    /// Of the connection's credential; 0 for one that was registered with the handle, and
+    /// [`RENEWING`] while it is looked for.
     pub(crate) credential_version: u64,
 }
+
+/// The version of an opening whose credential was refused, until another is found: of no rotation's
+/// concern, for it never becomes live.
+pub(crate) const RENEWING: u64 = u64::MAX;
 
 /// A session, described.
 #[derive(Clone, Debug)]
@@ -169,6 +174,18 @@ impl Registry {
         self.by_pid.insert(key.pid, id);
         entry.key = Some(key);
         Ok(())
+    }
+
+    /// Gives an opening another version of the credential. `false` when it is marked to be cut, or
+    /// live, or gone.
+    #[must_use]
+    pub(crate) fn renew(&mut self, id: SessionId, version: u64) -> bool {
+        let Some(entry) = self.sessions.get_mut(&id) else { return false };
+        let may = entry.key.is_none() && entry.cut.reason().is_none();
+        if may {
+            entry.owner.credential_version = version;
+        }
+        may
     }
 
     /// Forgets a session, when it has ended.
@@ -312,6 +329,24 @@ mod tests {
             Err(CutMeanwhile(CutReason::Revoked))
         );
         assert_eq!(registry.by_key(&key(b"1234"), Uid::from_raw(10)), None);
+    }
+
+    #[test]
+    fn an_opening_can_be_renewed_until_it_is_cut_or_live() {
+        let mut registry = Registry::default();
+        let (id, _) = registry.enter(owner(10, None));
+        assert!(registry.renew(id, RENEWING));
+        let of_old = |owner: &Owner| (1..2).contains(&owner.credential_version);
+        assert!(
+            registry.mark(CutReason::Rotated, of_old).is_empty(),
+            "it logs in with the new one"
+        );
+        assert!(registry.renew(id, 2));
+        registry.commit(id, key(b"1234"), lifeline()).unwrap();
+        assert!(!registry.renew(id, 3), "it is live");
+        let (cut, _) = registry.enter(owner(10, None));
+        assert!(registry.mark_one(cut, CutReason::Closed).is_some());
+        assert!(!registry.renew(cut, 2), "it is marked");
     }
 
     #[test]

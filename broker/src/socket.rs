@@ -39,6 +39,15 @@ impl Socket {
         Ok(Self { reading, writing: None })
     }
 
+    /// Moves it to the current runtime.
+    ///
+    /// # Errors
+    /// When it cannot be registered there. It stays where it was.
+    pub(crate) fn move_here(&mut self) -> io::Result<()> {
+        *self = Self::adopt(self.duplicate()?)?;
+        Ok(())
+    }
+
     /// A duplicate of the descriptor.
     ///
     /// # Errors

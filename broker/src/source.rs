@@ -12,10 +12,11 @@ use thiserror::Error;
 
 pub(crate) use self::exec::ExecSource;
 pub(crate) use self::intake::{Intake, IntakeFault, Taken};
-pub(crate) use self::material::Material;
+pub(crate) use self::material::{Material, scram_keys};
 pub(crate) use self::stamp::Stamp;
 pub(crate) use self::systemd::is_name as is_systemd_name;
 use crate::arena::{Arena, ArenaFull, Slot};
+use crate::credential::SecretForm;
 use crate::keeper::{ExecFault, Keeper, Run};
 use crate::sys;
 
@@ -40,6 +41,8 @@ pub(crate) struct Source {
     pub(crate) key: String,
     pub(crate) kind: SourceKind,
     pub(crate) username: UsernameSource,
+    /// What its secret is.
+    pub(crate) form: SecretForm,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -156,6 +159,11 @@ pub(crate) enum SourceFault {
     /// NUL would end it early on the wire.
     #[error("the secret holds a NUL byte")]
     NulByte,
+    /// Not the two keys that the configuration says it is.
+    #[error(
+        "the secret is not CLIENT_KEY:SERVER_KEY, each 32 bytes in base64, as credential = \"scram-keys\" wants it"
+    )]
+    NoKeys,
     /// No room.
     #[error(transparent)]
     ArenaFull(#[from] ArenaFull),
@@ -179,6 +187,7 @@ impl SourceFault {
             | Self::NoUsername
             | Self::BadUsername
             | Self::NulByte
+            | Self::NoKeys
             | Self::ArenaFull(_) => false,
         }
     }
@@ -310,7 +319,7 @@ impl Source {
 
     /// Whether both read the same things in the same way.
     pub(crate) fn is_same_as(&self, other: &Self) -> bool {
-        self.kind == other.kind && self.username == other.username
+        self.kind == other.kind && self.username == other.username && self.form == other.form
     }
 
     /// How its files look now. Blocks as long as stat(2) does.
@@ -410,7 +419,7 @@ impl Source {
             }
             (UsernameSource::InSecret, _) => None,
         };
-        Material::parse(text, username.as_deref())
+        Material::parse(text, username.as_deref(), self.form)
     }
 }
 
@@ -445,7 +454,13 @@ pub(crate) mod tests {
     use crate::arena::BackendChoice;
 
     pub(crate) fn source(kind: SourceKind, username: UsernameSource) -> Source {
-        Source { config: "broker.toml".into(), key: "connections.x.secret".into(), kind, username }
+        Source {
+            config: "broker.toml".into(),
+            key: "connections.x.secret".into(),
+            kind,
+            username,
+            form: SecretForm::Password,
+        }
     }
 
     fn arena() -> Arena {
@@ -454,7 +469,7 @@ pub(crate) mod tests {
 
     fn read(source: &Source) -> Result<(String, Vec<u8>), SourceFault> {
         let loaded = source.read(&arena()).map_err(|error| error.fault)?;
-        let Material { username, password } = loaded.material;
+        let Material { username, secret: password, .. } = loaded.material;
         Ok((username, password.expose(<[u8]>::to_vec)))
     }
 

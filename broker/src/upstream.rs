@@ -27,6 +27,7 @@ use tokio_rustls::client::TlsStream;
 use crate::connection::{Connection, Host, Tls};
 use crate::socket::Socket;
 
+pub(crate) mod end_point;
 pub(crate) mod tls;
 
 /// For the name, the socket and TLS together.
@@ -211,12 +212,28 @@ async fn start_tls(
 }
 
 impl Stream {
+    /// Moves the link to the current runtime.
+    ///
+    /// # Errors
+    /// When it cannot be registered there; it is of no use then.
+    pub(crate) fn move_here(&mut self) -> io::Result<()> {
+        match self {
+            Self::Plain(socket) => socket.move_here(),
+            Self::Tls(stream) => stream.get_mut().0.move_here(),
+        }
+    }
+
+    /// What its bytes go through.
+    pub(crate) fn socket(&self) -> &Socket {
+        match self {
+            Self::Plain(socket) => socket,
+            Self::Tls(stream) => stream.get_ref().0,
+        }
+    }
+
     /// A duplicate of the socket, to shut the link down from anywhere.
     pub(crate) fn duplicate(&self) -> io::Result<OwnedFd> {
-        match self {
-            Self::Plain(socket) => socket.duplicate(),
-            Self::Tls(stream) => stream.get_ref().0.duplicate(),
-        }
+        self.socket().duplicate()
     }
 }
 

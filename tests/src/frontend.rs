@@ -266,6 +266,12 @@ impl ServerError {
         self.fields.get(&'C').map_or("", String::as_str)
     }
 
+    /// The broker's name of the reason, which drivers give to programs as the routine.
+    #[must_use]
+    pub fn reason(&self) -> &str {
+        self.fields.get(&'R').map_or("", String::as_str)
+    }
+
     /// The whole error as one text, with `ref=N` made equal, so that two refusals can be
     /// compared byte for byte.
     #[must_use]

@@ -13,7 +13,7 @@ use postgres::{Client, Config, NoTls};
 use serde::{Deserialize, Serialize};
 
 pub use self::cluster::{Cluster, programs};
-pub use self::database::Database;
+pub use self::database::{Database, Method};
 pub use self::guardian::guard;
 pub use self::tls::TlsIdentity;
 use crate::{binaries, shared};

@@ -26,6 +26,8 @@ mod harness;
 mod hostile;
 #[path = "e2e/lifecycle.rs"]
 mod lifecycle;
+#[path = "e2e/login.rs"]
+mod login;
 #[path = "e2e/memory.rs"]
 mod memory;
 #[path = "e2e/metrics.rs"]
@@ -46,6 +48,8 @@ mod rpc;
 mod secrecy;
 #[path = "e2e/sources.rs"]
 mod sources;
+#[path = "e2e/spares.rs"]
+mod spares;
 #[path = "e2e/tampering.rs"]
 mod tampering;
 #[path = "e2e/upstream.rs"]

@@ -59,6 +59,10 @@ impl Extent {
         self.len
     }
 
+    pub(super) fn owner(&self) -> Owner {
+        self.owner
+    }
+
     /// Where the secret begins.
     pub(super) fn start(&self) -> usize {
         self.offset + CANARY

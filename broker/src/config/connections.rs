@@ -9,8 +9,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::parse::At;
-use super::{ConfigError, ConfiguredConnection, raw};
+use super::{ConfigError, ConfiguredConnection, login, raw};
 use crate::connection::{Connection, ConnectionName, Host, StartupFilter, Tls};
+use crate::credential::SecretForm;
 use crate::policy::Pattern;
 use crate::source::{ExecSource, Source, SourceKind, UsernameSource, is_systemd_name};
 use crate::trusted::distrust;
@@ -22,6 +23,8 @@ const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
 const DEFAULT_GRACE: Duration = Duration::from_secs(300);
 /// A start waits for its programs, and whoever starts the broker waits for the start.
 const LONGEST_TIMEOUT: Duration = Duration::from_secs(300);
+/// Each is a slot of the server's.
+const MOST_WARM: usize = 64;
 const MOST_ARGUMENTS: usize = 64;
 const LONGEST_COMMAND: usize = 16 * 1024;
 
@@ -78,7 +81,9 @@ fn connection(
         Some(names) => StartupFilter::Only(names),
     };
     let tls = tls(raw.tls, &host, &at.below("tls"))?;
-    let source = source(raw.secret, raw.credentials_env, raw.username, at)?;
+    let source = source(raw.secret, raw.credentials_env, raw.username, raw.credential, at)?;
+    let login =
+        login::rules(raw.require_auth, raw.channel_binding, raw.credential, login::link(&tls), at)?;
     let replication = raw.replication;
     let rotation_grace = at
         .below("rotation_grace")
@@ -87,17 +92,23 @@ fn connection(
         None => None,
         given => Some(at.below("max_session_age").duration(given, Duration::ZERO)?),
     };
+    let warm = usize::from(raw.warm);
+    if warm > MOST_WARM {
+        return Err(at.below("warm").wrong(format!("must be at most {MOST_WARM}")));
+    }
     let connection = Connection {
         name,
         host,
         database,
         databases,
         tls,
+        login,
         startup,
         replication,
         takes_registrations: source.kind == SourceKind::Absent,
         rotation_grace,
         max_session_age,
+        warm,
     };
     Ok(ConfiguredConnection { connection: Arc::new(connection), source: Arc::new(source) })
 }
@@ -150,6 +161,7 @@ fn source(
     secret: Option<raw::Secret>,
     credentials_env: Option<String>,
     username: Option<raw::Username>,
+    form: SecretForm,
     at: &At<'_>,
 ) -> Result<Source, ConfigError> {
     let secret_at = at.below("secret");
@@ -173,7 +185,8 @@ fn source(
             return Err(at.below("username.file").wrong("must be an absolute path"));
         }
     };
-    Ok(Source { key: format!("{}.secret", at.key), config: at.file.to_owned(), kind, username })
+    let (key, config) = (format!("{}.secret", at.key), at.file.to_owned());
+    Ok(Source { key, config, kind, username, form })
 }
 
 const ONE_SOURCE: &str =

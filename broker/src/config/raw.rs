@@ -9,6 +9,7 @@ use serde::Deserialize;
 
 use crate::arena::BackendChoice;
 use crate::audit::Durability;
+use crate::credential::{ChannelBinding, Method, SecretForm};
 use crate::policy::Action;
 
 #[derive(Debug, Default, Deserialize)]
@@ -104,10 +105,15 @@ pub(super) struct Connection {
     pub(super) username: Option<Username>,
     pub(super) secret: Option<Secret>,
     pub(super) tls: Option<Tls>,
+    pub(super) credential: SecretForm,
+    pub(super) require_auth: Option<Vec<Method>>,
+    pub(super) channel_binding: ChannelBinding,
     pub(super) startup: Option<Vec<String>>,
     pub(super) replication: bool,
     pub(super) rotation_grace: Option<String>,
     pub(super) max_session_age: Option<String>,
+    #[serde(default)]
+    pub(super) warm: u8,
     /// `connections.json` only.
     #[serde(rename = "credentialsEnv")]
     pub(super) credentials_env: Option<String>,

@@ -133,6 +133,7 @@ fn connection(configured: &super::ConfiguredConnection) -> Table {
         table.insert("secret".into(), secret);
     }
     table.insert("rotation_grace".into(), span(connection.rotation_grace));
+    table.insert("warm".into(), i64::try_from(connection.warm).unwrap_or(i64::MAX).into());
     if let Some(age) = connection.max_session_age {
         table.insert("max_session_age".into(), span(age));
     }
@@ -147,6 +148,11 @@ fn connection(configured: &super::ConfiguredConnection) -> Table {
         }
     }
     table.insert("tls".into(), tls.into());
+    table.insert("credential".into(), configured.source.form.to_string().into());
+    let methods: Vec<Value> =
+        connection.login.methods().iter().map(|method| method.to_string().into()).collect();
+    table.insert("require_auth".into(), methods.into());
+    table.insert("channel_binding".into(), connection.login.binding.to_string().into());
     let startup: Vec<Value> = match &connection.startup {
         StartupFilter::Any => vec!["*".into()],
         StartupFilter::Only(names) => names.iter().map(|name| name.clone().into()).collect(),

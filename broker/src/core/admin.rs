@@ -93,7 +93,9 @@ impl Core {
     /// before it is written down: what takes rights away waits for no disk.
     pub(crate) async fn suspend(&self, operator: &Operator, scope: Scope) -> SuspendedNow {
         let timed = self.shared.metrics.begin(metrics::Verb::Suspend);
-        let taken = self.state().suspend(&Suspended::of(&scope));
+        let suspended = Suspended::of(&scope);
+        let taken = self.state().suspend(&suspended);
+        self.drop_spares(CutReason::Suspended, u64::MAX, |name| suspended.covers(name));
         let record = scoped(Event::ConnectionSuspended, Outcome::Done, operator.peer(), &scope)
             .detail("handles_revoked", taken.handles.len())
             .detail("sessions_cut", taken.cuts.len());

@@ -158,6 +158,7 @@ impl Core {
     pub(crate) async fn drain(&self, deadline: Duration) {
         self.shared.draining.cancel();
         self.state().watchers.end_all(HandleEnd(CutReason::Draining));
+        self.drop_spares(CutReason::Draining, u64::MAX, |_| true);
         let finished = async {
             loop {
                 let freed = self.shared.freed.notified();

@@ -3,7 +3,7 @@
 
 #![forbid(unsafe_code)]
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use ring::rand::{SecureRandom as _, SystemRandom};
@@ -23,7 +23,10 @@ use crate::session::{ClientKey, Cut, CutMeanwhile, CutReason, KeyLength, Lifelin
 #[derive(Debug)]
 pub(crate) struct Opening {
     entered: Entered,
-    credential: Arc<Credential>,
+    /// As it was when there was a place.
+    lent: Arc<Credential>,
+    /// The one that took its place, because the server refused it. There is no third.
+    newer: OnceLock<Arc<Credential>>,
     database: AllowedDatabase,
 }
 
@@ -91,7 +94,7 @@ impl Opening {
         credential: Arc<Credential>,
         database: AllowedDatabase,
     ) -> Self {
-        Self { entered, credential, database }
+        Self { entered, lent: credential, newer: OnceLock::new(), database }
     }
 
     /// `session.opened` stands in the log, so `session.closed` must follow.
@@ -102,7 +105,25 @@ impl Opening {
 
     /// To log in with. That it is reachable only from here is what keeps every login audited.
     pub(crate) fn credential(&self) -> &Arc<Credential> {
-        &self.credential
+        self.newer.get().unwrap_or(&self.lent)
+    }
+
+    pub(super) fn lent(&self) -> &Arc<Credential> {
+        &self.lent
+    }
+
+    /// Lends another instead, whose version the registry has for this opening. Once.
+    pub(super) fn adopt(&self, newer: Arc<Credential>) -> Option<&Arc<Credential>> {
+        self.newer.set(newer).ok()?;
+        self.newer.get()
+    }
+
+    pub(super) fn core(&self) -> &Core {
+        &self.entered.core
+    }
+
+    pub(super) fn id(&self) -> SessionId {
+        self.entered.id
     }
 
     pub(crate) fn connection(&self) -> &Arc<Connection> {
@@ -139,7 +160,8 @@ impl Opening {
                 // What stands there if nobody closes it: it went away before it was told that
                 // it is in.
                 self.entered.closing.reason = "client_gone";
-                let Self { entered, credential, database } = self;
+                let credential = Arc::clone(self.credential());
+                let Self { entered, database, .. } = self;
                 Ok((Session { entered, credential, database, key }, Permit(())))
             }
             Err(CutMeanwhile(reason)) => Err(self.fail_cut(reason)),
@@ -160,7 +182,9 @@ impl Opening {
             CutReason::Expired => Why::HandleExpired,
             CutReason::Suspended => Why::Suspended,
             CutReason::Reloaded | CutReason::Closed | CutReason::Aged => Why::AccessDenied,
-            CutReason::Rotated => Why::UpstreamRefused(self.connection().name.clone()),
+            CutReason::Rotated | CutReason::Diverged => {
+                Why::UpstreamRefused(self.connection().name.clone())
+            }
             CutReason::Draining => Why::Draining,
         };
         self.fail(reason.name(), why)

@@ -35,6 +35,8 @@ pub(crate) enum Why {
     UpstreamUnreachable,
     /// The database refused the credential of this connection.
     UpstreamRefused(ConnectionName),
+    /// It refused it a moment ago, and is not asked again before that time has passed.
+    UpstreamHeld { connection: ConnectionName, retry: Duration },
     /// There is nothing to log in with.
     NoCredential(ConnectionName),
     /// The database did not prove who it is.
@@ -68,7 +70,9 @@ impl Why {
             Self::Suspended => "SUSPENDED",
             Self::Draining => "DRAINING",
             Self::UpstreamUnreachable => "UPSTREAM_UNREACHABLE",
-            Self::UpstreamRefused(_) | Self::NoCredential(_) => "UPSTREAM_REFUSED",
+            Self::UpstreamRefused(_) | Self::UpstreamHeld { .. } | Self::NoCredential(_) => {
+                "UPSTREAM_REFUSED"
+            }
             Self::UpstreamUntrusted => "UPSTREAM_UNTRUSTED",
             Self::AuditUnavailable => "AUDIT_UNAVAILABLE",
             Self::HandoffUnsupported => "HANDOFF_UNSUPPORTED",
@@ -90,7 +94,7 @@ impl Why {
             Self::Suspended => "the connection is suspended by an operator".into(),
             Self::Draining => "the broker is shutting down".into(),
             Self::UpstreamUnreachable => "the database cannot be reached".into(),
-            Self::UpstreamRefused(name) => {
+            Self::UpstreamRefused(name) | Self::UpstreamHeld { connection: name, .. } => {
                 format!("the database refused the broker's credential for {name}").into()
             }
             Self::NoCredential(name) => {
@@ -113,7 +117,7 @@ impl Why {
     /// When it makes sense to try again.
     pub(crate) fn retry_after(&self) -> Option<Duration> {
         match self {
-            Self::LimitReached { retry, .. } => Some(*retry),
+            Self::LimitReached { retry, .. } | Self::UpstreamHeld { retry, .. } => Some(*retry),
             Self::UpstreamUnreachable | Self::AuditUnavailable => Some(Duration::from_secs(1)),
             Self::Draining => Some(Duration::from_secs(5)),
             Self::AccessDenied
@@ -228,6 +232,7 @@ impl Core {
             Why::InvalidRequest { field, .. } => field,
             Why::LimitReached { what, .. } | Why::Unsupported(what) | Why::Internal(what) => what,
             Why::PeerExited => "the peer has exited",
+            Why::UpstreamHeld { .. } => "not tried again so soon",
             Why::AccessDenied
             | Why::HandleInvalid
             | Why::HandleExpired

@@ -157,6 +157,8 @@ impl Core {
             let mut state = self.state();
             (self.shared.credentials.commit(credentials), state.reload(settings))
         };
+        // What was logged in ahead was so under the old configuration.
+        self.drop_spares(CutReason::Reloaded, u64::MAX, |_| true);
         let (handles_revoked, sessions_cut) = (taken.handles.len(), taken.cuts.len());
         self.carry_out(None, CutReason::Reloaded, taken).await;
         changed.iter().for_each(|(name, version)| self.rotated(name, *version));

@@ -19,7 +19,7 @@ use crate::handle::{Bind, Handle, HandleId, TokenHash};
 use crate::metrics;
 use crate::peer::Peer;
 use crate::policy::{Action, Grant, Operator};
-use crate::session::Cut;
+use crate::session::{Cut, CutReason};
 use crate::source::{self, SourceFault};
 
 /// Labels of a credential, and bytes of each key and value.
@@ -87,7 +87,7 @@ impl Revealed {
     }
 
     pub(crate) fn secret(&self) -> &Slot {
-        self.0.password()
+        self.0.secret()
     }
 }
 
@@ -293,6 +293,7 @@ impl Core {
         grace: Option<Duration>,
     ) -> (usize, Vec<Arc<Cut>>) {
         self.tell_rotated(name, version);
+        self.drop_spares(CutReason::Rotated, version, |other| other == name);
         let (count, grace) = {
             let state = self.state();
             let configured = state.settings.connections.get(name).map(|c| c.rotation_grace);
@@ -335,6 +336,7 @@ impl Core {
         let record =
             Record::new(Event::SecretDeleted, Outcome::Done).peer(operator.peer()).connection(name);
         self.shared.audit.always(&record);
+        self.drop_spares(CutReason::Rotated, u64::MAX, |other| other == name);
         let cuts = self.cut_older(name, u64::MAX);
         let count = cuts.len();
         self.wait_until_dead(cuts).await;
@@ -373,6 +375,7 @@ fn secret_fault(fault: &SourceFault) -> Why {
         SourceFault::TooLong => "be at most 16 KiB",
         SourceFault::Empty => "not be empty",
         SourceFault::NulByte => "hold no NUL byte",
+        SourceFault::NoKeys => "be CLIENT_KEY:SERVER_KEY, each 32 bytes in base64",
         SourceFault::NoUsername | SourceFault::BadUsername => {
             "be of the form username:password where no username is given"
         }

@@ -19,12 +19,15 @@ use crate::peer::{Peer, PeerId};
 use crate::policy::{Action, Decision, Denial, Grant, Policy};
 use crate::session::{Cut, CutReason, Owner, Registry, Right, SessionId};
 
+pub(crate) use self::spares::{SpareId, Spares};
+
 #[cfg(test)]
 mod fixture;
 #[cfg(test)]
 mod interleavings;
 #[cfg(test)]
 mod model;
+mod spares;
 
 #[derive(Debug)]
 pub(crate) struct State {
@@ -32,6 +35,7 @@ pub(crate) struct State {
     pub(super) suspended: Suspended,
     pub(super) handles: Table,
     pub(super) sessions: Registry,
+    pub(super) spares: Spares,
     pub(super) watchers: Watchers,
 }
 
@@ -105,6 +109,7 @@ impl State {
             suspended,
             handles: Table::default(),
             sessions: Registry::default(),
+            spares: Spares::default(),
             watchers: Watchers::default(),
         }
     }

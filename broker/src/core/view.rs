@@ -108,13 +108,17 @@ impl Core {
 
     /// The state of the broker, for metrics.
     pub(crate) fn snapshot(&self, arena: &Arena) -> Snapshot {
-        let (handles, sessions) = {
+        let (handles, sessions, warm_spares) = {
             let state = self.state();
-            (state.handles.live_count(), state.sessions.len())
+            let kept = state.settings.connections.values().filter(|connection| connection.warm > 0);
+            let spares = kept
+                .map(|connection| (connection.name.clone(), state.spares.ready(&connection.name)));
+            (state.handles.live_count(), state.sessions.len(), spares.collect())
         };
         Snapshot {
             handles,
             sessions,
+            warm_spares,
             arena: arena.usage(),
             audit_records: self.shared.audit.head().seq,
             audit_writable: self.shared.audit.is_writable(),

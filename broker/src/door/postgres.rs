@@ -12,6 +12,7 @@ use tracing::debug;
 use self::backend::Authenticated;
 use self::codec::Frames;
 use self::frontend::{Opened, greet};
+use self::spares::Spares;
 use self::stop::{Server, Stopped, Terminator};
 use crate::core::{Closing, Core};
 use crate::door::login::login;
@@ -22,6 +23,7 @@ use crate::metrics::SessionBytes;
 use crate::peer::{Accepting, Peer};
 use crate::socket::Socket;
 
+mod attempt;
 mod backend;
 mod cancel;
 mod codec;
@@ -30,6 +32,8 @@ mod frontend;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
 mod scram;
+mod secret_messages;
+mod spares;
 mod sqlstate;
 mod stop;
 mod validate;
@@ -51,12 +55,14 @@ pub(crate) struct Door {
     lobby: Lobby,
     cancels: Cancels,
     terminator: Terminator,
+    spares: Spares,
 }
 
 impl Door {
     pub(crate) fn new(core: Core, workers: Workers) -> Self {
         let (lobby, cancels) = (Lobby::new(MAX_LOGINS), Cancels::default());
-        Self { terminator: Terminator::new(core.clone()), core, workers, lobby, cancels }
+        let (terminator, spares) = (Terminator::new(core.clone()), Spares::new(core.clone()));
+        Self { core, workers, lobby, cancels, terminator, spares }
     }
 
     /// Serves a listener until the core drains.
@@ -81,7 +87,7 @@ impl Door {
             Ok(socket) => socket,
             Err(error) => return debug!(uid = %peer.uid(), %error, "dropped a connection"),
         };
-        match timeout(STARTUP_WITHIN, greet(socket)).await {
+        match timeout(STARTUP_WITHIN, greet(socket, &self.spares)).await {
             Ok(Ok(Opened::Client(client))) => self.converse(peer, *client, place).await,
             Ok(Ok(Opened::Cancel(key, socket))) => {
                 if let Some(session) = self.core.session_of(&peer, &key) {
@@ -102,7 +108,7 @@ impl Door {
     async fn converse(self, peer: Peer, mut client: frontend::Frontend, place: Place) {
         let Some((session, upstream)) = login(&self.core, &peer, &mut client).await else { return };
         drop(place);
-        let Authenticated { mut stream, remote, mut prelude } = upstream;
+        let Authenticated { mut stream, remote, mut prelude, .. } = upstream;
         let server = Server { remote, key: prelude.take_key() };
         drop(prelude);
         let _cancellable =

@@ -30,7 +30,9 @@ fn reason(why: &Why) -> Reason {
         Why::Suspended => Reason::Suspended,
         Why::Draining => Reason::Draining,
         Why::UpstreamUnreachable => Reason::UpstreamUnreachable,
-        Why::UpstreamRefused(_) | Why::NoCredential(_) => Reason::UpstreamRefused,
+        Why::UpstreamRefused(_) | Why::UpstreamHeld { .. } | Why::NoCredential(_) => {
+            Reason::UpstreamRefused
+        }
         Why::UpstreamUntrusted => Reason::UpstreamUntrusted,
         Why::AuditUnavailable => Reason::AuditUnavailable,
         Why::HandoffUnsupported => Reason::HandoffUnsupported,

@@ -50,6 +50,7 @@ pub(super) fn validated(found: Validated) -> v1::ValidateConnectionResponse {
         server_version: found.server_version,
         warnings: found.warnings,
         took: span_of(found.took),
+        method: found.method.to_owned(),
     }
 }
 

@@ -39,7 +39,10 @@ fn code(why: &Why) -> Code {
         Why::LimitReached { .. } => Code::ResourceExhausted,
         Why::Draining | Why::UpstreamUnreachable | Why::AuditUnavailable => Code::Unavailable,
         Why::HandoffUnsupported | Why::Unsupported(_) => Code::Unimplemented,
-        Why::UpstreamRefused(_) | Why::NoCredential(_) | Why::Internal(_) => Code::Internal,
+        Why::UpstreamRefused(_)
+        | Why::UpstreamHeld { .. }
+        | Why::NoCredential(_)
+        | Why::Internal(_) => Code::Internal,
     }
 }
 

@@ -35,6 +35,8 @@ pub(crate) enum CutReason {
     Reloaded,
     /// The credential that it logged in with was replaced, and its grace is over.
     Rotated,
+    /// The server refuses the credential that it logged in with, and nobody replaced that here.
+    Diverged,
     /// An operator closed it.
     Closed,
     /// It is older than its connection's sessions may be.
@@ -53,6 +55,7 @@ impl CutReason {
             Self::Suspended => "suspended",
             Self::Reloaded => "reloaded",
             Self::Rotated => "rotated",
+            Self::Diverged => "diverged",
             Self::Closed => "closed",
             Self::Aged => "aged",
             Self::Draining => "draining",
@@ -86,17 +89,24 @@ pub(crate) struct Cut {
 
 impl Cut {
     /// Called under the registry's lock, so that commit sees it.
-    pub(super) fn mark(&self, reason: CutReason) {
+    pub(crate) fn mark(&self, reason: CutReason) {
         let _ = self.reason.set(reason);
     }
 
     /// What there is to shut down from now on.
-    pub(super) fn hold(&self, lifeline: Lifeline) {
+    pub(crate) fn hold(&self, lifeline: Lifeline) {
         *self.lifeline.lock().unwrap_or_else(PoisonError::into_inner) = Some(lifeline);
     }
 
+    /// There is no client to wait for.
+    pub(crate) fn has_no_client(&self) {
+        self.client_dead.cancel();
+    }
+
     /// The session is over.
-    pub(super) fn end(&self) {
+    pub(crate) fn end(&self) {
+        // A duplicate would keep the link open.
+        *self.lifeline.lock().unwrap_or_else(PoisonError::into_inner) = None;
         self.client_dead.cancel();
         self.ended.cancel();
     }

@@ -1,20 +1,25 @@
-//! From secret text to a user name and a password, without leaving the arena.
+//! From secret text to a user name and a password, or keys, without leaving the arena.
 
 #![forbid(unsafe_code)]
 
 use std::fmt;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use subtle::ConstantTimeEq as _;
+use zeroize::Zeroizing;
 
 use super::SourceFault;
 use crate::arena::Slot;
-use crate::credential::Credential;
+use crate::credential::{Credential, SecretForm};
 use crate::sys::leaving_no_residue;
 
 /// What a credential is made of, before it has a version.
 pub(crate) struct Material {
     pub(crate) username: String,
-    pub(crate) password: Slot,
+    /// As its form has it: the password, or the text of the keys.
+    pub(crate) secret: Slot,
+    pub(crate) form: SecretForm,
 }
 
 impl Material {
@@ -23,16 +28,21 @@ impl Material {
     ///
     /// # Errors
     /// When it could not be logged in with.
-    pub(crate) fn parse(text: &Slot, username: Option<&str>) -> Result<Self, SourceFault> {
-        leaving_no_residue(|| match username {
-            Some(name) => Ok(Self {
-                username: parse_username(name.as_bytes())?,
-                password: password(text, 0)?,
-            }),
-            None => {
-                let (username, start) = text.expose(split_username)?;
-                Ok(Self { username, password: password(text, start)? })
+    pub(crate) fn parse(
+        text: &Slot,
+        username: Option<&str>,
+        form: SecretForm,
+    ) -> Result<Self, SourceFault> {
+        leaving_no_residue(|| {
+            let (username, start) = match username {
+                Some(name) => (parse_username(name.as_bytes())?, 0),
+                None => text.expose(split_username)?,
+            };
+            let secret = secret(text, start)?;
+            if form == SecretForm::ScramKeys && secret.expose(scram_keys).is_none() {
+                return Err(SourceFault::NoKeys);
             }
+            Ok(Self { username, secret, form })
         })
     }
 
@@ -45,9 +55,9 @@ impl Material {
     pub(crate) fn is_same_as(&self, credential: &Credential) -> bool {
         leaving_no_residue(|| {
             let same = self
-                .password
-                .expose(|new| credential.password().expose(|old| bool::from(new.ct_eq(old))));
-            same && self.username == credential.username()
+                .secret
+                .expose(|new| credential.secret().expose(|old| bool::from(new.ct_eq(old))));
+            same && self.username == credential.username() && self.form == credential.form()
         })
     }
 }
@@ -79,9 +89,30 @@ pub(super) fn parse_username(bytes: &[u8]) -> Result<String, SourceFault> {
     Ok(text.to_owned())
 }
 
-/// Copies the password within the arena into a slot of its own size, which is counted as the
+/// A key of SCRAM-SHA-256, wiped when dropped.
+pub(crate) type ScramKey = Zeroizing<[u8; 32]>;
+
+/// ClientKey and ServerKey (RFC 5802 §3) out of `CLIENT_KEY:SERVER_KEY`, as libpq writes them in
+/// `scram_client_key` and `scram_server_key`: 32 bytes each, in base64. To be called where no
+/// residue is left.
+pub(crate) fn scram_keys(text: &[u8]) -> Option<(ScramKey, ScramKey)> {
+    let colon = text.iter().position(|byte| *byte == b':')?;
+    let (client, server) = (text.get(..colon)?, text.get(colon + 1..)?);
+    Some((scram_key(client)?, scram_key(server)?))
+}
+
+fn scram_key(text: &[u8]) -> Option<ScramKey> {
+    // The library wants room for the padding's bytes too.
+    let mut decoded = Zeroizing::new([0; 33]);
+    let length = BASE64.decode_slice(text, &mut *decoded).ok()?;
+    let mut key = ScramKey::default();
+    key.copy_from_slice(decoded.get(..length).filter(|_| length == 32)?);
+    Some(key)
+}
+
+/// Copies the secret within the arena into a slot of its own size, which is counted as the
 /// text's is: what a peer brings stays within the peer's part.
-fn password(text: &Slot, start: usize) -> Result<Slot, SourceFault> {
+fn secret(text: &Slot, start: usize) -> Result<Slot, SourceFault> {
     text.expose(|bytes| {
         let password = trimmed(bytes.get(start..).unwrap_or_default());
         if password.is_empty() {

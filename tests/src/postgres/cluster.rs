@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
-use super::{START_LIMIT, SUPERUSER, Server, TlsIdentity};
+use super::{Method, START_LIMIT, SUPERUSER, Server, TlsIdentity};
 use crate::canary::Canary;
 use crate::identity::{Identity, give, several};
 use crate::process::{Process, output, transcript};
@@ -68,8 +68,7 @@ impl Cluster {
         fs::set_permissions(&ca_file, fs::Permissions::from_mode(0o644)).expect("chmod");
         write_for(&owner, &data.join("server.crt"), &identity.certificate, 0o600).expect("a file");
         write_for(&owner, &data.join("server.key"), &identity.key, 0o600).expect("a file");
-        let hba = "local all all scram-sha-256\nhostssl all all 127.0.0.0/8 scram-sha-256\n";
-        write_for(&owner, &data.join("pg_hba.conf"), hba, 0o600).expect("a file");
+        write_for(&owner, &data.join("pg_hba.conf"), &rules(), 0o600).expect("a file");
 
         let log = home.join("pg.err");
         for _attempt in 0..5 {
@@ -94,6 +93,10 @@ impl Cluster {
                 server.try_admin("postgres").is_ok().then_some(true)
             });
             if ready == Some(true) {
+                for method in Method::ALL {
+                    let create = format!("CREATE ROLE {} NOLOGIN", method.group());
+                    server.admin("postgres").batch_execute(&create).expect("a role can be made");
+                }
                 return Self { server, process };
             }
         }
@@ -132,6 +135,15 @@ pub fn programs() -> PathBuf {
     std::env::split_paths(&path)
         .find(|directory| directory.join("initdb").exists())
         .expect("PostgreSQL's initdb is installed (Debian: apt-get install postgresql)")
+}
+
+/// `pg_hba.conf`: SCRAM for all, but for the members of a [`Method`]'s group.
+fn rules() -> String {
+    let of = |method: &Method| {
+        format!("hostssl all +{} 127.0.0.0/8 {}\n", method.group(), method.name())
+    };
+    let groups: String = Method::ALL.iter().map(of).collect();
+    format!("{groups}local all all scram-sha-256\nhostssl all all 127.0.0.0/8 scram-sha-256\n")
 }
 
 /// Who owns the server's files and runs it.

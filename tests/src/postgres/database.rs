@@ -1,7 +1,7 @@
 //! A role and a database for one test, and what is equal to the role's password.
 
 use postgres::Client;
-use postgres_protocol::password::scram_sha_256;
+use postgres_protocol::password::{md5, scram_sha_256};
 use ring::{digest, hmac, pbkdf2};
 use sha2::block_api::compress256;
 
@@ -19,6 +19,37 @@ const SHA256_INITIAL: [u32; 8] = [
     0x1f83_d9ab,
     0x5be0_cd19,
 ];
+
+/// What the server asks a role for, over TLS, in the words of `pg_hba.conf`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Method {
+    /// A hash of the password.
+    Md5,
+    /// The password itself.
+    Password,
+    /// Nothing.
+    Trust,
+}
+
+impl Method {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Md5, Self::Password, Self::Trust];
+
+    /// As `pg_hba.conf` has it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Md5 => "md5",
+            Self::Password => "password",
+            Self::Trust => "trust",
+        }
+    }
+
+    /// The role whose members are asked so.
+    pub(super) fn group(self) -> String {
+        format!("cb_group_{}", self.name())
+    }
+}
 
 /// A role and a database of the same name on a server, gone on drop.
 #[derive(Debug)]
@@ -84,6 +115,54 @@ impl Database {
         self.server.admin("postgres").batch_execute(&statement).expect("a role can be made");
     }
 
+    /// Has the server ask this role for something else than SCRAM.
+    ///
+    /// # Panics
+    /// When the server refuses.
+    pub fn ask_for(&self, method: Method) {
+        let name = &self.name;
+        let mut admin = self.server.admin("postgres");
+        let join = format!("GRANT {} TO {name}", method.group());
+        admin.batch_execute(&join).expect("a role can be granted");
+        if method == Method::Md5 {
+            let hash = md5(self.canary.reveal().as_bytes(), name);
+            let set = format!("ALTER ROLE {name} PASSWORD '{hash}'");
+            admin.batch_execute(&set).expect("a password can be set");
+        }
+    }
+
+    /// How often the server has refused this role for a wrong password.
+    ///
+    /// # Panics
+    /// When its log cannot be read.
+    #[must_use]
+    pub fn wrong_passwords(&self) -> usize {
+        let log = std::fs::read_to_string(&self.server.log).expect("the server's log");
+        let line = format!("password authentication failed for user \"{}\"", self.name);
+        log.lines().filter(|text| text.contains(&line)).count()
+    }
+
+    /// ClientKey and ServerKey in base64 (RFC 5802 §3), as the role's salt makes them.
+    ///
+    /// # Panics
+    /// When the server's verifier cannot be read.
+    #[must_use]
+    pub fn scram_keys(&self) -> String {
+        let salted = self.salted(&self.canary);
+        let key = hmac::Key::new(hmac::HMAC_SHA256, &salted);
+        let encoded = |name: &[u8]| data_encoding::BASE64.encode(hmac::sign(&key, name).as_ref());
+        format!("{}:{}", encoded(b"Client Key"), encoded(b"Server Key"))
+    }
+
+    /// What is equal to the password where a role is asked for an MD5 of it: the inner hash, which
+    /// the server keeps, raw and in hex.
+    #[must_use]
+    pub fn md5_patterns(&self) -> Vec<Pattern> {
+        let hex = md5(self.canary.reveal().as_bytes(), &self.name).split_off("md5".len());
+        let raw = data_encoding::HEXLOWER.decode(hex.as_bytes()).expect("hexadecimal");
+        vec![Pattern::new("md5 in hex", hex.as_bytes()), Pattern::new("md5", &raw)]
+    }
+
     /// How many backends of this role there are now.
     ///
     /// # Panics
@@ -125,6 +204,22 @@ impl Database {
     /// When the server's verifier cannot be read.
     #[must_use]
     pub fn derived_patterns_of(&self, password: &Canary) -> Vec<Pattern> {
+        let salted = self.salted(password);
+        let password = password.reveal().as_bytes();
+        let key = hmac::Key::new(hmac::HMAC_SHA256, &salted);
+        let client_key = hmac::sign(&key, b"Client Key");
+
+        let mut patterns = vec![
+            Pattern::new("SaltedPassword", &salted),
+            Pattern::new("ClientKey", client_key.as_ref()),
+        ];
+        patterns.extend(hmac_patterns("SaltedPassword", &salted));
+        patterns.extend(hmac_patterns("password", password));
+        patterns
+    }
+
+    /// SaltedPassword, with the salt that the server has for the role.
+    fn salted(&self, password: &Canary) -> [u8; digest::SHA256_OUTPUT_LEN] {
         let query = "SELECT rolpassword FROM pg_authid WHERE rolname = $1";
         let row = self.server.admin("postgres").query_one(query, &[&self.name]);
         let verifier: String = row.expect("the superuser reads pg_authid").get(0);
@@ -137,16 +232,7 @@ impl Database {
         let mut salted = [0; digest::SHA256_OUTPUT_LEN];
         let password = password.reveal().as_bytes();
         pbkdf2::derive(pbkdf2::PBKDF2_HMAC_SHA256, iterations, &salt, password, &mut salted);
-        let key = hmac::Key::new(hmac::HMAC_SHA256, &salted);
-        let client_key = hmac::sign(&key, b"Client Key");
-
-        let mut patterns = vec![
-            Pattern::new("SaltedPassword", &salted),
-            Pattern::new("ClientKey", client_key.as_ref()),
-        ];
-        patterns.extend(hmac_patterns("SaltedPassword", &salted));
-        patterns.extend(hmac_patterns("password", password));
-        patterns
+        salted
     }
 }
 

@@ -33,6 +33,10 @@ pub(super) fn explain(fault: &LoginFault, connection: &ConnectionName) -> (&'sta
             warn!(%connection, sqlstate, "the server refuses the broker's credential");
             ("upstream_refused", Why::UpstreamRefused(connection.clone()))
         }
+        LoginFault::Held { retry } => {
+            let (connection, retry) = (connection.clone(), *retry);
+            ("breaker_open", Why::UpstreamHeld { connection, retry })
+        }
         LoginFault::Unproven(sqlstate) => {
             warn!(%connection, sqlstate, "the server ended a login before it proved itself");
             ("upstream_unreachable", Why::UpstreamUnreachable)

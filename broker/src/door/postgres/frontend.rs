@@ -9,8 +9,10 @@ use std::time::Instant;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use zeroize::Zeroizing;
 
-use super::backend::{Authenticated, LoginFault, LoginRequest, log_in};
+use super::attempt::log_in_for;
+use super::backend::{Authenticated, LoginFault};
 use super::codec::{self, BadStartup, First, Startup};
+use super::spares::Spares;
 use super::{fault, sqlstate};
 use crate::connection::Connection;
 use crate::core::{Opening, Permit, Refusal, Session, Why};
@@ -19,7 +21,6 @@ use crate::door::relay::gone;
 use crate::handle::TokenHash;
 use crate::session::{ClientKey, KeyLength, Lifeline};
 use crate::socket::Socket;
-use crate::upstream::Link;
 
 /// SSLRequest and GSSENCRequest, and each only once by an honest client.
 const MAX_ENCRYPTION_REQUESTS: usize = 2;
@@ -29,6 +30,7 @@ const MAX_ENCRYPTION_REQUESTS: usize = 2;
 pub(super) struct Frontend {
     pub(super) socket: Socket,
     startup: Startup,
+    spares: Spares,
 }
 
 /// What a client turned out to be.
@@ -41,7 +43,7 @@ pub(super) enum Opened {
 }
 
 /// Reads until the client has said what it wants. The caller bounds the time.
-pub(super) async fn greet(mut socket: Socket) -> io::Result<Opened> {
+pub(super) async fn greet(mut socket: Socket, spares: &Spares) -> io::Result<Opened> {
     for _ in 0..=MAX_ENCRYPTION_REQUESTS {
         let mut announced = [0; 4];
         socket.read_exact(&mut announced).await?;
@@ -62,7 +64,11 @@ pub(super) async fn greet(mut socket: Socket) -> io::Result<Opened> {
                     let version = startup.version();
                     socket.write_all(&codec::negotiate(version, &startup.options)).await?;
                 }
-                return Ok(Opened::Client(Box::new(Frontend { socket, startup })));
+                return Ok(Opened::Client(Box::new(Frontend {
+                    socket,
+                    startup,
+                    spares: spares.clone(),
+                })));
             }
             Err(bad) => {
                 let (message, hint) = bad_startup(bad);
@@ -159,13 +165,11 @@ impl Protocol for Frontend {
     async fn log_in(&mut self, opening: &Opening) -> Result<Authenticated, UpstreamFault> {
         let connection = opening.connection();
         let parameters = self.parameters();
-        let request = LoginRequest {
-            credential: opening.credential(),
-            database: opening.database().as_str(),
-            parameters: &parameters,
-        };
+        if let Some(spare) = self.spares.take(opening, &parameters).await {
+            return Ok(spare);
+        }
         let began = Instant::now();
-        let login = async { log_in(Link::dial(connection).await?, request).await };
+        let login = log_in_for(opening, &parameters);
         let answer = tokio::select! {
             answer = login => answer,
             () = gone(&self.socket) => return Err(UpstreamFault::Abandoned),
@@ -190,7 +194,9 @@ impl Protocol for Frontend {
         session: &Session,
         upstream: &mut Authenticated,
     ) -> io::Result<()> {
-        self.socket.write_all(&upstream.prelude.for_client(session.client_key())).await
+        self.socket.write_all(&upstream.prelude.for_client(session.client_key())).await?;
+        self.spares.came_in(session, &self.parameters());
+        Ok(())
     }
 
     async fn refuse(&mut self, refusal: &Refusal) {
@@ -216,6 +222,7 @@ fn upstream_fault(fault: LoginFault, opening: &Opening) -> UpstreamFault {
         | LoginFault::Link(_)
         | LoginFault::Untrusted(_)
         | LoginFault::Refused(_)
+        | LoginFault::Held { .. }
         | LoginFault::Unproven(_) => UpstreamFault::Ours { reason, why },
     }
 }

@@ -71,5 +71,5 @@ fn counted(stream: &[u8], cut: usize) {
 #[must_use]
 pub fn backend(bytes: &[u8]) -> bool {
     let (from, stream) = bytes.split_first().unwrap_or((&0, &[]));
-    lets_in(from % 3, stream)
+    lets_in(*from, stream)
 }

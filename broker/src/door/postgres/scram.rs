@@ -1,8 +1,5 @@
-//! SCRAM-SHA-256 (RFC 5802, RFC 7677), client half, from a password in the arena.
-//!
-//! All that computes with the secret is [`Challenge::prove`]: one synchronous function, run so that the
-//! stack and the vector registers it used are wiped afterwards. What leaves it is the proof,
-//! which goes on the wire, and the signature that the server must show, which is no secret.
+//! SCRAM-SHA-256 and SCRAM-SHA-256-PLUS (RFC 5802, RFC 7677, RFC 5929 §4), client half, from a
+//! secret in the arena: here the exchange, and in [`proof`] all that computes with the secret.
 
 #![forbid(unsafe_code)]
 
@@ -11,26 +8,25 @@ use std::num::NonZeroU32;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use ring::rand::{SecureRandom as _, SystemRandom};
-use ring::{digest, hmac, pbkdf2};
 use subtle::ConstantTimeEq as _;
-use zeroize::{Zeroize as _, Zeroizing};
 
-use crate::credential::Credential;
-use crate::sys;
+pub(super) use self::proof::Proof;
+use self::proof::SHA256_LEN;
+use crate::credential::{Credential, SaltedPassword};
+use crate::upstream::end_point::EndPoint;
+
+#[cfg(test)]
+mod differential;
+mod proof;
 
 pub(super) const MECHANISM: &str = "SCRAM-SHA-256";
-/// RFC 5802 §7: no channel binding, no authorization identity.
-const GS2_HEADER: &str = "n,,";
-/// `c=` of the final message: the header in base64.
-const CHANNEL: &str = "biws";
+pub(super) const MECHANISM_PLUS: &str = "SCRAM-SHA-256-PLUS";
 /// Fewer iterations invite offline guessing of what goes on the wire.
 const MIN_ITERATIONS: u32 = 4096;
 /// More are an attack on the broker's processor (CVE-2026-42198).
 const MAX_ITERATIONS: u32 = 100_000;
 /// Servers send 18 to 32 bytes of nonce and 16 to 64 of salt.
 const MAX_SERVER_FIRST: usize = 2048;
-
-const SHA256_LEN: usize = digest::SHA256_OUTPUT_LEN;
 
 /// What a server did that no honest one does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,10 +39,26 @@ pub(super) enum ScramFault {
     Iterations,
     /// The server does not know the password.
     Signature,
+    /// The server sees another channel than we do: somebody stands between.
+    Channel,
     /// The server reports an error.
     Refused,
     /// The kernel gave no random bytes.
     NoRandomness,
+    /// What was to be keys is none.
+    NoKeys,
+}
+
+/// What an exchange says of the channel that it runs in (RFC 5802 §6).
+#[derive(Debug)]
+pub(super) enum Binding {
+    /// `n`: we cannot bind, or must not.
+    No,
+    /// `y`: we could, and the server did not offer it. If it did, somebody took the offer away,
+    /// and the server will tell.
+    NotOffered,
+    /// `p`: bound to the server's certificate.
+    To(EndPoint),
 }
 
 /// The first message is sent; the server's is awaited.
@@ -54,6 +66,7 @@ pub(super) enum ScramFault {
 pub(super) struct ClientFirst {
     bare: String,
     nonce: String,
+    binding: Binding,
 }
 
 /// The challenge, checked; the proof can be computed.
@@ -65,13 +78,6 @@ pub(super) struct Challenge {
     iterations: NonZeroU32,
 }
 
-/// The proof is sent; the server must now show that it knows the password too.
-#[derive(Debug)]
-pub(super) struct Proof {
-    pub(super) message: Vec<u8>,
-    expected: ServerSignature,
-}
-
 /// What only a server that knows the password can send.
 #[derive(Debug)]
 pub(super) struct ServerSignature([u8; SHA256_LEN]);
@@ -80,20 +86,53 @@ pub(super) struct ServerSignature([u8; SHA256_LEN]);
 #[derive(Debug)]
 pub(super) struct ServerProven(());
 
-impl ClientFirst {
-    pub(super) fn random() -> Result<Self, ScramFault> {
-        let mut nonce = [0; 18];
-        SystemRandom::new().fill(&mut nonce).map_err(|_unspecified| ScramFault::NoRandomness)?;
-        Ok(Self::with_nonce(BASE64.encode(nonce)))
+impl Binding {
+    /// The mechanism that goes with it.
+    pub(super) fn mechanism(&self) -> &'static str {
+        match self {
+            Self::No | Self::NotOffered => MECHANISM,
+            Self::To(_) => MECHANISM_PLUS,
+        }
     }
 
-    pub(super) fn with_nonce(nonce: String) -> Self {
+    /// RFC 5802 §7; no authorization identity.
+    fn gs2_header(&self) -> &'static str {
+        match self {
+            Self::No => "n,,",
+            Self::NotOffered => "y,,",
+            Self::To(_) => "p=tls-server-end-point,,",
+        }
+    }
+
+    /// `c=` of the final message: the header, and what it binds to.
+    fn channel(&self) -> String {
+        let mut input = self.gs2_header().as_bytes().to_vec();
+        if let Self::To(end_point) = self {
+            input.extend_from_slice(end_point.as_bytes());
+        }
+        BASE64.encode(input)
+    }
+}
+
+impl ClientFirst {
+    pub(super) fn random(binding: Binding) -> Result<Self, ScramFault> {
+        let mut nonce = [0; 18];
+        SystemRandom::new().fill(&mut nonce).map_err(|_unspecified| ScramFault::NoRandomness)?;
+        Ok(Self::with_nonce(BASE64.encode(nonce), binding))
+    }
+
+    pub(super) fn with_nonce(nonce: String, binding: Binding) -> Self {
         // PostgreSQL takes the user from the startup message and ignores this one.
-        Self { bare: format!("n=,r={nonce}"), nonce }
+        Self { bare: format!("n=,r={nonce}"), nonce, binding }
+    }
+
+    #[cfg(test)]
+    pub(super) fn nonce(&self) -> &str {
+        &self.nonce
     }
 
     pub(super) fn message(&self) -> Vec<u8> {
-        format!("{GS2_HEADER}{}", self.bare).into_bytes()
+        format!("{}{}", self.binding.gs2_header(), self.bare).into_bytes()
     }
 
     /// Reads `r=…,s=…,i=…`.
@@ -125,66 +164,41 @@ impl ClientFirst {
             return Err(ScramFault::Iterations);
         }
         let iterations = NonZeroU32::new(iterations).ok_or(ScramFault::Iterations)?;
-        let without_proof = format!("c={CHANNEL},r={nonce}");
+        let without_proof = format!("c={},r={nonce}", self.binding.channel());
         let auth_message = format!("{},{server_first},{without_proof}", self.bare);
         Ok(Challenge { auth_message, without_proof, salt, iterations })
     }
 }
 
 impl Challenge {
-    /// Computes the proof from the password in the arena. Takes milliseconds of processor time:
-    /// call it where it holds nobody up.
-    pub(super) fn prove(self, credential: &Credential) -> Proof {
-        let (mut proof, signature) = sys::leaving_no_residue(|| {
-            credential.password().expose(|password| self.compute(password))
-        });
-        let mut message = self.without_proof.into_bytes();
-        message.extend_from_slice(b",p=");
-        message.extend_from_slice(BASE64.encode(proof).as_bytes());
-        proof.zeroize();
-        Proof { message, expected: ServerSignature(signature) }
+    /// Whether the proof takes microseconds: nothing has to be derived from the password.
+    pub(super) fn is_cheap(&self, credential: &Credential) -> bool {
+        proof::is_cheap(credential, &self.salt, self.iterations)
     }
 
-    /// RFC 5802 §3. Everything in here but the two results is as good as the password.
-    fn compute(&self, password: &[u8]) -> ([u8; SHA256_LEN], [u8; SHA256_LEN]) {
-        let prepared = sasl_prepared(password);
-        let password = prepared.as_ref().map_or(password, |text| text.as_bytes());
-        let mut salted = Zeroizing::new([0; SHA256_LEN]);
-        pbkdf2::derive(
-            pbkdf2::PBKDF2_HMAC_SHA256,
-            self.iterations,
-            &self.salt,
-            password,
-            &mut *salted,
-        );
-        let salted_key = hmac::Key::new(hmac::HMAC_SHA256, &*salted);
-
-        let mut client_key = Zeroizing::new([0; SHA256_LEN]);
-        client_key.copy_from_slice(hmac::sign(&salted_key, b"Client Key").as_ref());
-        let stored_key = digest::digest(&digest::SHA256, &*client_key);
-        let stored = hmac::Key::new(hmac::HMAC_SHA256, stored_key.as_ref());
-        let client_signature = hmac::sign(&stored, self.auth_message.as_bytes());
-
-        let mut proof = [0; SHA256_LEN];
-        for ((proof, key), signature) in
-            proof.iter_mut().zip(&*client_key).zip(client_signature.as_ref())
-        {
-            *proof = key ^ signature;
-        }
-
-        let server_key = hmac::sign(&salted_key, b"Server Key");
-        let server = hmac::Key::new(hmac::HMAC_SHA256, server_key.as_ref());
-        let mut signature = [0; SHA256_LEN];
-        signature.copy_from_slice(hmac::sign(&server, self.auth_message.as_bytes()).as_ref());
-        (proof, signature)
+    /// Computes the proof from the secret in the arena. Takes milliseconds of processor time
+    /// unless it [`is_cheap`](Self::is_cheap): call it where it holds nobody up.
+    pub(super) fn prove(self, credential: &Credential) -> Result<Proof, ScramFault> {
+        proof::prove(self, credential).ok_or(ScramFault::NoKeys)
     }
+}
+
+/// Keeps what was derived from the password, now that the server has shown that it is right.
+pub(super) fn keep(credential: &Credential, derived: SaltedPassword, _: &ServerProven) {
+    credential.salted().keep(derived);
 }
 
 impl ServerSignature {
     /// Reads `v=…` and compares. Until this has succeeded nothing that the server says is believed.
     pub(super) fn check(&self, server_final: &[u8]) -> Result<ServerProven, ScramFault> {
-        if server_final.starts_with(b"e=") {
-            return Err(ScramFault::Refused);
+        if let Some(error) = server_final.strip_prefix(b"e=") {
+            let channel =
+                [&b"channel-bindings-dont-match"[..], b"server-does-support-channel-binding"];
+            return Err(if channel.contains(&error) {
+                ScramFault::Channel
+            } else {
+                ScramFault::Refused
+            });
         }
         let encoded = server_final.strip_prefix(b"v=").ok_or(ScramFault::Malformed)?;
         let encoded = encoded.split(|byte| *byte == b',').next().unwrap_or_default();
@@ -194,33 +208,19 @@ impl ServerSignature {
     }
 }
 
-impl Proof {
-    pub(super) fn into_parts(self) -> (Vec<u8>, ServerSignature) {
-        (self.message, self.expected)
-    }
-}
-
-/// RFC 4013, as the server prepared the password: text in its normal form, and whatever cannot
-/// be prepared as it is. `None` when that is the password itself.
-fn sasl_prepared(password: &[u8]) -> Option<Zeroizing<String>> {
-    if password.is_ascii() && !password.iter().any(u8::is_ascii_control) {
-        return None;
-    }
-    let text = std::str::from_utf8(password).ok()?;
-    stringprep::saslprep(text).ok().map(|prepared| Zeroizing::new(prepared.into_owned()))
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::{Arc, mpsc};
 
     use data_encoding::HEXLOWER;
+    use ring::{hmac, pbkdf2};
     use sha2::block_api::compress256;
     use tokio::signal::unix::{SignalKind, signal};
 
+    use super::proof::sasl_prepared;
     use super::*;
     use crate::arena::{Arena, BackendChoice};
-    use crate::isolated;
+    use crate::{isolated, sys};
 
     fn credential(password: &str) -> Credential {
         let arena = Arena::map(BackendChoice::Auto, 64 * 1024).unwrap();
@@ -235,17 +235,18 @@ mod tests {
         let first = ClientFirst {
             bare: "n=user,r=rOprNGfwEbeRWgbNEkqO".into(),
             nonce: "rOprNGfwEbeRWgbNEkqO".into(),
+            binding: Binding::No,
         };
         assert_eq!(first.message(), b"n,,n=user,r=rOprNGfwEbeRWgbNEkqO");
         let challenge = first
             .challenged(b"r=rOprNGfwEbeRWgbNEkqO%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0,s=W22ZaJ0SNY7soEsUEjb6gQ==,i=4096")
             .unwrap();
-        let proof = challenge.prove(&credential("pencil"));
+        let proof = challenge.prove(&credential("pencil")).unwrap();
         assert_eq!(
             proof.message,
             b"c=biws,r=rOprNGfwEbeRWgbNEkqO%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0,p=dHzbZapWIk4jUhN+Ute9ytag9zjfMHgsqmmiz7AndVQ="
         );
-        let (_, expected) = proof.into_parts();
+        let expected = proof.expected;
         assert!(expected.check(b"v=6rriTRBi23WpRR/wtup+mMhUZUn/dB5nLTJRsjl95G4=").is_ok());
         assert_eq!(
             expected.check(b"v=7rriTRBi23WpRR/wtup+mMhUZUn/dB5nLTJRsjl95G4=").unwrap_err(),
@@ -259,7 +260,9 @@ mod tests {
     #[test]
     fn challenges_that_no_honest_server_sends() {
         let challenge = |text: &str| {
-            ClientFirst::with_nonce("abc".into()).challenged(text.as_bytes()).unwrap_err()
+            ClientFirst::with_nonce("abc".into(), Binding::No)
+                .challenged(text.as_bytes())
+                .unwrap_err()
         };
         assert_eq!(challenge("r=abc,s=c2FsdA==,i=4096"), ScramFault::Nonce);
         assert_eq!(challenge("r=xbcd,s=c2FsdA==,i=4096"), ScramFault::Nonce);
@@ -378,12 +381,12 @@ mod tests {
         let credential = Arc::new(Credential::new("user".into(), slot));
         let prove = move || {
             let server_first = format!("r=abcd,s={},i={MIN_ITERATIONS}", BASE64.encode(SALT));
-            let first = ClientFirst::with_nonce("abc".into());
+            let first = ClientFirst::with_nonce("abc".into(), Binding::No);
             let challenge = first.challenged(server_first.as_bytes()).unwrap();
             if way == "wiped" {
                 drop(challenge.prove(&credential));
             } else {
-                credential.password().expose(|password| challenge.compute(password));
+                drop(proof::compute(&challenge, &credential));
             }
         };
         let runtime = tokio::runtime::Runtime::new().unwrap();

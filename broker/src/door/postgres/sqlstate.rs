@@ -33,6 +33,10 @@ pub(super) fn cut(reason: CutReason) -> Vec<u8> {
         CutReason::Rotated => {
             ("terminating connection: the credential was replaced", "UPSTREAM_REFUSED")
         }
+        CutReason::Diverged => (
+            "terminating connection: the database refuses the credential that it was opened with",
+            "UPSTREAM_REFUSED",
+        ),
         CutReason::Closed => ("terminating connection: an operator closed it", "ACCESS_DENIED"),
         CutReason::Aged => (
             "terminating connection: sessions of this connection may not last longer",
@@ -52,6 +56,7 @@ fn code(why: &Why) -> &'static str {
         Why::Draining | Why::Suspended => "57P03",
         Why::UpstreamUnreachable
         | Why::UpstreamRefused(_)
+        | Why::UpstreamHeld { .. }
         | Why::NoCredential(_)
         | Why::UpstreamUntrusted
         | Why::AuditUnavailable => "08006",

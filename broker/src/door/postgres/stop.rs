@@ -19,6 +19,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 use tracing::{debug, error};
 
+use super::attempt::conclude;
 use super::backend::{LoginFault, LoginRequest, Messages, ServerKey, log_in};
 use super::{cancel, codec};
 use crate::connection::Connection;
@@ -217,16 +218,24 @@ async fn terminate(
     let username = order.credential.username();
     let credential = core.credential_in_force(&order.connection, username);
     let credential = credential.unwrap_or_else(|| Arc::clone(&order.credential));
+    // A server that refuses it is not asked again and again for this either.
+    let attempt = credential.breaker().enter().await?;
     let link = Link::dial_again(&remote).await?;
     let request = LoginRequest {
+        connection: &order.connection,
         credential: &credential,
+        attempt: &attempt,
         database: &site.database,
         parameters: &[
             ("application_name".to_owned(), "credbroker".to_owned()),
             ("options".to_owned(), OWN_SETTINGS.to_owned()),
         ],
     };
-    let mut messages = Messages::new(log_in(link, request).await?.stream);
+    let login = log_in(link, request).await;
+    if let Some(meaning) = conclude(attempt, &login) {
+        core.refused_by_server(&order.connection.name, &credential, meaning);
+    }
+    let mut messages = Messages::new(login?.stream);
     let mut pause = LOOK_AGAIN;
     loop {
         let before = doomed.len();

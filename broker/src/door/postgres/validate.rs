@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use tokio::time::timeout;
 
-use super::backend::{LoginFault, LoginRequest, Messages, log_in};
+use super::attempt::conclude;
+use super::backend::{Bound, How, LoginFault, LoginRequest, Messages, log_in};
 use super::{codec, fault};
 use crate::core::{Core, Probe, Refusal};
 use crate::door::wire::Reader;
@@ -29,14 +30,19 @@ pub(crate) struct Validated {
     pub(crate) server_version: String,
     pub(crate) warnings: Vec<String>,
     pub(crate) took: Duration,
+    /// How the broker was let in.
+    pub(crate) method: &'static str,
 }
 
 /// Logs in with the connection's credential and looks around.
 pub(crate) async fn validate(core: &Core, probe: Probe) -> Result<Validated, Refusal> {
-    match try_out(&probe).await {
-        Ok((took, row)) => {
-            Ok(Validated { server_version: version(&row), warnings: warnings(&row), took })
-        }
+    match try_out(core, &probe).await {
+        Ok(Tried { how, took, row }) => Ok(Validated {
+            server_version: version(&row),
+            warnings: warnings(&row),
+            took,
+            method: method(how),
+        }),
         Err(error) => {
             let (_reason, why) = fault::explain(&error, &probe.connection().name);
             Err(core.probe_failed(&probe, why))
@@ -71,20 +77,47 @@ fn warnings(row: &[Option<String>]) -> Vec<String> {
     warnings
 }
 
-async fn try_out(probe: &Probe) -> Result<(Duration, Vec<Option<String>>), LoginFault> {
+/// A login that came through.
+struct Tried {
+    how: How,
+    took: Duration,
+    row: Vec<Option<String>>,
+}
+
+/// How the broker was let in, in the words of the configuration and of PostgreSQL's log.
+fn method(how: How) -> &'static str {
+    match how {
+        How::Scram(Bound::ToChannel) => "scram-sha-256-plus",
+        How::Scram(Bound::No) => "scram-sha-256",
+        How::Md5 => "md5",
+        How::Password => "password",
+        How::Nothing => "none",
+    }
+}
+
+async fn try_out(core: &Core, probe: &Probe) -> Result<Tried, LoginFault> {
     let since = Instant::now();
+    // Whatever came of it before: an operator wants to know now.
+    let attempt = probe.credential().breaker().enter_regardless();
     let link = Link::dial(probe.connection()).await?;
     let request = LoginRequest {
+        connection: probe.connection(),
+        attempt: &attempt,
         credential: probe.credential(),
         database: &probe.connection().database,
         parameters: &[("application_name".to_owned(), "credbroker".to_owned())],
     };
-    let login = log_in(link, request).await?;
+    let login = log_in(link, request).await;
     let took = since.elapsed();
+    if let Some(meaning) = conclude(attempt, &login) {
+        core.refused_by_server(&probe.connection().name, probe.credential(), meaning);
+    }
+    let login = login?;
+    let how = login.how;
     let mut messages = Messages::new(login.stream);
     let asked = timeout(ANSWERED_WITHIN, ask(&mut messages)).await;
     let row = asked.map_err(|_elapsed| LoginFault::Link(std::io::ErrorKind::TimedOut.into()))??;
-    Ok((took, row))
+    Ok(Tried { how, took, row })
 }
 
 async fn ask(messages: &mut Messages) -> Result<Vec<Option<String>>, LoginFault> {

@@ -1,0 +1,116 @@
+//! A login, tried with the credential that an opening lends, and once more when the server refuses
+//! that one and the source has another.
+
+#![forbid(unsafe_code)]
+
+use std::sync::Arc;
+
+use super::backend::{Authenticated, LoginFault, LoginRequest, log_in};
+use crate::core::Opening;
+use crate::credential::{Attempt, Credential, Open};
+use crate::upstream::Link;
+
+impl From<Open> for LoginFault {
+    fn from(open: Open) -> Self {
+        Self::Held { retry: open.retry }
+    }
+}
+
+/// Logs in for an opening. At most two logins, and none while the server is left alone.
+pub(super) async fn log_in_for(
+    opening: &Opening,
+    parameters: &[(String, String)],
+) -> Result<Authenticated, LoginFault> {
+    let credential = opening.credential();
+    let attempt = match credential.breaker().enter().await {
+        Ok(attempt) => attempt,
+        // Somebody else may have found the new one while this login waited.
+        Err(open) => match opening.adopt_newer() {
+            Some(newer) => return once(opening, newer, parameters).await,
+            None => return Err(open.into()),
+        },
+    };
+    let fault = match try_with(opening, credential, &attempt, parameters).await {
+        Ok(login) => {
+            attempt.succeeded();
+            return Ok(login);
+        }
+        Err(fault) => fault,
+    };
+    match fault {
+        LoginFault::Refused(_) => {
+            // While the attempt lasts the others wait, and so they learn of what is found.
+            let newer = opening.renew_credential().await;
+            let meaning = attempt.refused(fault.is_wrong_secret());
+            match newer {
+                Some(newer) => once(opening, newer, parameters).await,
+                None => {
+                    opening.refused(meaning);
+                    Err(fault)
+                }
+            }
+        }
+        LoginFault::Held { .. } => match opening.adopt_newer() {
+            Some(newer) => once(opening, newer, parameters).await,
+            None => Err(fault),
+        },
+        LoginFault::Dial(_)
+        | LoginFault::Link(_)
+        | LoginFault::Untrusted(_)
+        | LoginFault::Server { .. }
+        | LoginFault::Unproven(_) => Err(fault),
+    }
+}
+
+async fn once(
+    opening: &Opening,
+    credential: &Arc<Credential>,
+    parameters: &[(String, String)],
+) -> Result<Authenticated, LoginFault> {
+    let attempt = credential.breaker().enter().await?;
+    let answer = try_with(opening, credential, &attempt, parameters).await;
+    if let Some(meaning) = conclude(attempt, &answer) {
+        opening.refused(meaning);
+    }
+    answer
+}
+
+/// What a login's end says of the credential that it was tried with.
+pub(super) fn conclude(
+    attempt: Attempt<'_>,
+    answer: &Result<Authenticated, LoginFault>,
+) -> Option<crate::credential::Refused> {
+    match answer {
+        Ok(_) => {
+            attempt.succeeded();
+            None
+        }
+        Err(fault @ LoginFault::Refused(_)) => Some(attempt.refused(fault.is_wrong_secret())),
+        Err(
+            LoginFault::Dial(_)
+            | LoginFault::Link(_)
+            | LoginFault::Untrusted(_)
+            | LoginFault::Held { .. }
+            | LoginFault::Server { .. }
+            | LoginFault::Unproven(_),
+        ) => None,
+    }
+}
+
+async fn try_with(
+    opening: &Opening,
+    credential: &Arc<Credential>,
+    attempt: &Attempt<'_>,
+    parameters: &[(String, String)],
+) -> Result<Authenticated, LoginFault> {
+    let connection = opening.connection();
+    let link = Link::dial(connection).await?;
+    let request = LoginRequest {
+        connection,
+        credential,
+        attempt,
+        database: opening.database().as_str(),
+        parameters,
+    };
+    log_in(link, request).await
+}
