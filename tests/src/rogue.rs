@@ -16,6 +16,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 pub use self::case::{Case, Expected, Mode, Phase, Say, Then};
+pub use self::cases::ask;
 pub use self::certificates::{Authority, ServerTls};
 pub use self::evidence::Evidence;
 pub use self::middle::{Heard, Middle, replay};
@@ -96,6 +97,7 @@ impl Rogue {
     /// # Panics
     /// When it cannot.
     #[must_use]
+    #[allow(clippy::disallowed_methods, reason = "it stands in for a database, not for the broker")]
     pub fn start(place: &Place, tls: Option<ServerTls>, script: Script) -> Self {
         let (listener, address) = match place {
             Place::Tcp => {
@@ -117,12 +119,12 @@ impl Rogue {
                 if playing.ended.load(Ordering::SeqCst) {
                     return;
                 }
-                playing.accepted.fetch_add(1, Ordering::SeqCst);
+                let number = playing.accepted.fetch_add(1, Ordering::SeqCst) + 1;
                 playing.open.fetch_add(1, Ordering::SeqCst);
                 let (shared, script, tls) =
                     (Arc::clone(&playing), Arc::clone(&script), tls.clone());
                 thread::spawn(move || {
-                    if let Ok(mut wire) = Wire::new(socket, tls, Arc::clone(&shared)) {
+                    if let Ok(mut wire) = Wire::new(socket, tls, Arc::clone(&shared), number) {
                         // That the broker hangs up is what most scripts lead to.
                         let _ended = script(&mut wire);
                     }

@@ -85,6 +85,8 @@ pub enum Then {
     Hold,
     /// Nothing more is said. The broker's clock ends it.
     Silence,
+    /// The broker answers, and the server closes.
+    Answer,
     /// The server closes.
     Close,
     /// The server resets.
@@ -188,6 +190,7 @@ impl Case {
         wire.send(&(self.say)(&seen))?;
         match &self.then {
             Then::Hold | Then::Silence => wire.hold(),
+            Then::Answer => wire.receive().map(|_answer| ()),
             Then::Close => Ok(()),
             Then::Reset => wire.reset(),
             Then::Drip(bytes) => wire.drip(bytes.iter().copied()),

@@ -49,6 +49,16 @@ pub fn of(mode: &Mode, bad: &BadCertificates) -> Vec<Case> {
     cases
 }
 
+/// The question of this kind: 3 the password, 5 an MD5, 10 SCRAM, 0 none.
+#[must_use]
+pub fn ask(kind: u32) -> Vec<u8> {
+    match kind {
+        5 => authentication(kind, MD5_SALT),
+        10 => sasl(&["SCRAM-SHA-256"]),
+        _ => authentication(kind, b""),
+    }
+}
+
 fn case(name: impl Into<String>, until: Phase, bytes: Vec<u8>, expected: Expected) -> Case {
     case_of(name, until, Arc::new(move |_| bytes.clone()), expected)
 }

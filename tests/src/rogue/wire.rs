@@ -36,6 +36,7 @@ pub struct Wire {
     stream: Stream,
     tls: Option<ServerTls>,
     shared: Arc<Shared>,
+    number: usize,
     until: Instant,
 }
 
@@ -63,13 +64,20 @@ impl Wire {
         socket: Socket,
         tls: Option<ServerTls>,
         shared: Arc<Shared>,
+        number: usize,
     ) -> io::Result<Self> {
         socket.set_timeouts(Some(PLAY_FOR))?;
         if let Socket::Tcp(socket) = &socket {
             socket.set_nodelay(true)?;
         }
         let stream = Stream::Plain(Tapped { socket, shared: Arc::clone(&shared) });
-        Ok(Self { stream, tls, shared, until: Instant::now() + PLAY_FOR })
+        Ok(Self { stream, tls, shared, number, until: Instant::now() + PLAY_FOR })
+    }
+
+    /// Which of the rogue's connections it is, from 1.
+    #[must_use]
+    pub fn number(&self) -> usize {
+        self.number
     }
 
     /// What an honest server does first: TLS if it is asked for and there is any, and the

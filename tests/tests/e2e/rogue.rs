@@ -18,6 +18,8 @@ use credbroker_e2e::rogue::{
     Authority, Case, Evidence, Expected, Mode, Place, Rogue, ServerTls, Verifier, cases,
 };
 
+#[path = "rogue/configured.rs"]
+mod configured;
 #[path = "rogue/middle.rs"]
 mod middle;
 #[path = "rogue/relayed.rs"]
