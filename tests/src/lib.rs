@@ -17,6 +17,7 @@
 //! | [`packet`] | the packet sockets, as any uid, with any descriptors |
 //! | [`frontend`] | a PostgreSQL frontend that can also lie |
 //! | [`proxy`] | a hand on the wire between broker and PostgreSQL: hold a login at any step |
+//! | [`rogue`] | scripted servers that lie, stall and flood, and a record of what the broker sent them |
 //! | [`canary`], [`memory`] | secrets in every form they could hide in, and the search for them |
 //! | [`audit`] | the audit file, read as a consumer would |
 //! | [`bench`] | what is measured, against what, and the report |
@@ -58,6 +59,7 @@ pub mod packet;
 pub mod postgres;
 pub mod process;
 pub mod proxy;
+pub mod rogue;
 pub mod shared;
 pub mod wait;
 pub mod worker;

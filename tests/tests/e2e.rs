@@ -42,6 +42,8 @@ mod peers;
 mod reload;
 #[path = "e2e/revocation.rs"]
 mod revocation;
+#[path = "e2e/rogue.rs"]
+mod rogue;
 #[path = "e2e/rpc.rs"]
 mod rpc;
 #[path = "e2e/secrecy.rs"]

@@ -11,6 +11,9 @@ use crate::upstream::Stream;
 
 /// Longest message of a login; ParameterStatus and notices are far shorter.
 pub(super) const MAX_MESSAGE: usize = 32 * 1024;
+/// All that a server may say in a login: a few messages, and what it greets with. Without this a
+/// server that sends notices as fast as it can keeps a core busy until the clock ends the login.
+const MAX_LOGIN: usize = 512 * 1024;
 /// A type byte and a length.
 pub(super) const HEADER: usize = 5;
 
@@ -19,11 +22,12 @@ pub(super) const HEADER: usize = 5;
 pub(in super::super) struct Messages {
     pub(in super::super) stream: Stream,
     buffer: Vec<u8>,
+    received: usize,
 }
 
 impl Messages {
     pub(in super::super) fn new(stream: Stream) -> Self {
-        Self { stream, buffer: Vec::new() }
+        Self { stream, buffer: Vec::new(), received: 0 }
     }
 
     pub(in super::super) async fn send(&mut self, message: &[u8]) -> Result<(), LoginFault> {
@@ -50,7 +54,13 @@ impl Messages {
             let mut chunk = [0; 4096];
             match self.stream.read(&mut chunk).await.map_err(LoginFault::Link)? {
                 0 => return Err(LoginFault::Link(io::ErrorKind::UnexpectedEof.into())),
-                count => self.buffer.extend_from_slice(chunk.get(..count).unwrap_or_default()),
+                count => {
+                    self.received += count;
+                    if self.received > MAX_LOGIN {
+                        return Err(LoginFault::Untrusted("it goes on and on before it is ready"));
+                    }
+                    self.buffer.extend_from_slice(chunk.get(..count).unwrap_or_default());
+                }
             }
         }
     }

@@ -1,0 +1,96 @@
+//! Certificates for rogues: of an authority that the broker trusts, and of others.
+
+use std::fmt;
+use std::sync::Arc;
+
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
+use rustls::ServerConfig;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+
+/// An authority that signs for whatever name it is told.
+pub struct Authority {
+    issuer: CertifiedIssuer<'static, KeyPair>,
+}
+
+/// A server's certificate and key, ready for use.
+#[derive(Clone)]
+pub struct ServerTls(Arc<ServerConfig>);
+
+impl Authority {
+    /// Makes a new one.
+    ///
+    /// # Panics
+    /// When the cryptography fails.
+    #[must_use]
+    pub fn generate() -> Self {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.distinguished_name.push(DnType::CommonName, "an authority of the tests");
+        let issuer = CertifiedIssuer::self_signed(params, key()).expect("a CA");
+        Self { issuer }
+    }
+
+    /// Its certificate, as PEM.
+    #[must_use]
+    pub fn pem(&self) -> String {
+        self.issuer.pem()
+    }
+
+    /// A certificate for this name.
+    ///
+    /// # Panics
+    /// When the cryptography fails.
+    #[must_use]
+    pub fn sign(&self, name: &str) -> ServerTls {
+        let key = key();
+        let certificate = CertificateParams::new([name.to_owned()])
+            .and_then(|params| params.signed_by(&key, &self.issuer))
+            .expect("a certificate");
+        ServerTls::new(certificate.der().clone(), &key)
+    }
+}
+
+impl ServerTls {
+    /// A certificate that vouches for itself.
+    ///
+    /// # Panics
+    /// When the cryptography fails.
+    #[must_use]
+    pub fn self_signed(name: &str) -> Self {
+        let key = key();
+        let certificate = CertificateParams::new([name.to_owned()])
+            .and_then(|params| params.self_signed(&key))
+            .expect("a certificate");
+        Self::new(certificate.der().clone(), &key)
+    }
+
+    fn new(certificate: CertificateDer<'static>, key: &KeyPair) -> Self {
+        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map(|builder| builder.with_no_client_auth())
+            .and_then(|builder| builder.with_single_cert(vec![certificate], key));
+        Self(Arc::new(config.expect("a certificate and its key")))
+    }
+
+    pub(super) fn config(&self) -> Arc<ServerConfig> {
+        Arc::clone(&self.0)
+    }
+}
+
+fn key() -> KeyPair {
+    KeyPair::generate().expect("a key pair")
+}
+
+impl fmt::Debug for Authority {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Authority")
+    }
+}
+
+impl fmt::Debug for ServerTls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ServerTls")
+    }
+}
