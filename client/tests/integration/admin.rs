@@ -97,6 +97,7 @@ impl AdminService for Admin {
             server_version: "17.5".into(),
             warnings: vec!["The role is a superuser.".into()],
             took: Some(prost_types::Duration { seconds: 0, nanos: 12_000_000 }),
+            method: "scram-sha-256-plus".into(),
         }))
     }
 
