@@ -399,7 +399,8 @@ async fn drive(broker: &Broker, handed: bool) {
     let (mut client, mut connection) =
         config.connect_raw(stream, NoTls).await.expect("the driver logs in");
     let (heard, mut notifications) = tokio::sync::mpsc::unbounded_channel();
-    let driver = tokio::task::spawn(async move {
+    let mut driver = tokio::task::JoinSet::new();
+    driver.spawn(async move {
         let messages = futures_util::stream::poll_fn(move |cx| connection.poll_message(cx));
         let mut messages = std::pin::pin!(messages);
         while let Some(Ok(message)) = messages.next().await {
@@ -434,7 +435,7 @@ async fn drive(broker: &Broker, handed: bool) {
         client.query("SELECT n, md5(n::text) FROM generate_series(1, 200000) AS n", &[]).await;
     assert_eq!(rows.expect("rows").len(), 200_000);
     drop(client);
-    driver.await.expect("the driver ends");
+    driver.join_next().await.expect("one").expect("the driver ends");
     // Not revoked: what ends the session is the end of the stream.
     let _token = handle.into_token();
     packets.close().await;
