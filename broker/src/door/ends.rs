@@ -164,6 +164,7 @@ mod tests {
     use std::time::Duration;
 
     use tokio::time::timeout;
+    use tokio_util::task::TaskTracker;
 
     use super::*;
 
@@ -171,8 +172,7 @@ mod tests {
     async fn an_end_is_seen_and_bytes_are_not() {
         let ends = Ends::new().unwrap();
         let over = CancellationToken::new();
-        #[expect(clippy::disallowed_methods, reason = "a task of the test's own")]
-        let running = tokio::task::spawn(ends.clone().run(over.clone().cancelled_owned()));
+        let running = TaskTracker::new().spawn(ends.clone().run(over.clone().cancelled_owned()));
         let (mut server, ours) = UnixStream::pair().unwrap();
         let client = ours.try_clone().unwrap();
         let watch = ends.watch(ours.into()).unwrap();

@@ -199,6 +199,8 @@ mod tests {
     use std::io::Read as _;
     use std::os::unix::net::UnixStream;
 
+    use tokio_util::task::TaskTracker;
+
     use super::*;
 
     #[tokio::test]
@@ -206,8 +208,7 @@ mod tests {
         let keeper = Keeper::on_a_thread(Vec::new());
         let (holding, queue) = keeper.hold_sockets();
         drop(keeper);
-        #[expect(clippy::disallowed_methods, reason = "a task of the test's own")]
-        let queue = tokio::task::spawn(queue.run());
+        let queue = TaskTracker::new().spawn(queue.run());
         let (mut server, ours) = UnixStream::pair().unwrap();
         let (released, other) = UnixStream::pair().unwrap();
         let held = holding.hold(ours.try_clone().unwrap().into()).await.unwrap();
@@ -230,8 +231,7 @@ mod tests {
         drop(theirs);
         let keeper = Keeper::of_socket(socket, Vec::new());
         let (holding, queue) = keeper.hold_sockets();
-        #[expect(clippy::disallowed_methods, reason = "a task of the test's own")]
-        let queue = tokio::task::spawn(queue.run());
+        let queue = TaskTracker::new().spawn(queue.run());
         let (_server, ours) = UnixStream::pair().unwrap();
         assert_eq!(holding.hold(ours.into()).await.unwrap_err(), NotHeld::KeeperGone);
         holding.gone().await;
