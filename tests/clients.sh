@@ -105,8 +105,8 @@ if wants psycopg asyncpg sqlalchemy; then
 fi
 if wants postgres-mcp; then
     if python=$(newer_python); then
-        # It pins a pglast that PyPI does not have any more.
-        { python_packages "$python" mcp 'mcp[cli]' 'psycopg[binary,pool]' humanize attrs instructor 'pglast<8' &&
+        # It pins a pglast that PyPI does not have any more, and does not pin mcp, which it must.
+        { python_packages "$python" mcp 'mcp[cli]<2' 'psycopg[binary,pool]' humanize attrs instructor 'pglast<8' &&
             { [[ -x $cache/mcp/bin/postgres-mcp ]] ||
                 quietly "$cache/pip.log" "$cache/mcp/bin/pip" install --quiet --no-deps postgres-mcp; }; } ||
             absent "not to be had from PyPI" postgres-mcp
@@ -164,6 +164,9 @@ done
 # shellcheck source=/dev/null
 source "$work/stage"
 
+# The password as part of a URL.
+encoded=$(printf %s "$STAGE_PASSWORD" | od -An -v -tx1 | tr -d '\n' | tr ' ' %)
+
 # What the clients run stands where every user may look.
 cp -r "$sources" "$work/clients"
 cp "$bin/credbroker-clients" "$work/clients/"
@@ -186,7 +189,7 @@ through() {
     direct)
         login=(PGHOST="$STAGE_SOCKET_DIR" PGPORT="$STAGE_PORT" PGUSER="$STAGE_DATABASE"
             PGPASSWORD="$STAGE_PASSWORD" PGDATABASE="$STAGE_DATABASE"
-            DATABASE_URL="postgresql:///$STAGE_DATABASE?host=$STAGE_SOCKET_DIR&port=$STAGE_PORT&user=$STAGE_DATABASE&password=$STAGE_PASSWORD"
+            DATABASE_URL="postgresql:///$STAGE_DATABASE?host=$STAGE_SOCKET_DIR&port=$STAGE_PORT&user=$STAGE_DATABASE&password=$encoded"
             CLIENTS_EXPIRES=0 CLIENTS_POOL_SECONDS=1 CLIENTS_TOKEN_COMMAND=direct-token)
         ;;
     door)

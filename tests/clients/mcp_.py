@@ -21,6 +21,8 @@ if NAME == "dbhub":
         note(f"version {json.load(file)['version']}")
     tool, argument = "execute_sql", "sql"
 else:
+    # A Python that was copied finds its library beside it.
+    os.environ["LD_LIBRARY_PATH"] = f"{CACHE}/newer-python/lib"
     ask_version = "import importlib.metadata as m; print(m.version('postgres-mcp'))"
     asked = subprocess.run([f"{CACHE}/mcp/bin/python", "-c", ask_version], capture_output=True, text=True, check=True)
     note(f"version {asked.stdout.strip()}")
