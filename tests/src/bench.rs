@@ -2,7 +2,7 @@
 //! on one machine.
 //!
 //! A round measures each contender once, one after the other, so that what slows the machine
-//! slows them all; a ratio is that of one round, and the median of all rounds counts. Pinned,
+//! slows them all, and each round begins with another; a ratio is that of one round, and the median of all rounds counts. Pinned,
 //! everything runs on one core: server, proxy and client. Then nothing waits for an idle core to
 //! wake, and the figures are the work itself. Unpinned is what users see.
 //!
@@ -326,6 +326,12 @@ impl Check {
             Goal::AtMost(goal) => goal / reached.max(f64::MIN_POSITIVE),
         }
     }
+}
+
+/// The contenders of a round, each by its number: every round begins with another, for who comes
+/// first may find it harder.
+fn turns(round: usize, contenders: usize) -> impl Iterator<Item = usize> {
+    (0..contenders).map(move |turn| (turn + round) % contenders)
 }
 
 fn several(count: usize, what: &str) -> String {

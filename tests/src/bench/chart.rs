@@ -42,14 +42,14 @@ pub(super) fn draw(checks: &[(Subject, &Check)]) -> String {
             svg,
             "<text x=\"{}\" y=\"{}\" text-anchor=\"end\" fill=\"#24292f\">{subject:?} {}</text>\
              <rect x=\"{LABELS}\" y=\"{}\" width=\"{:.1}\" height=\"{}\" fill=\"{colour}\"/>\
-             <text x=\"{:.1}\" y=\"{}\" fill=\"#57606a\">{}</text>",
+             <text x=\"{:.1}\" y=\"{}\" fill=\"#24292f\">{}</text>",
             LABELS - 8.0,
             y + 13.0,
             escaped(&check.what),
             y + 3.0,
             bar(reached),
             ROW - 6.0,
-            LABELS + bar(reached) + 5.0,
+            LABELS + MOST * SCALE + 8.0,
             y + 13.0,
             escaped(&check.unit.show(check.reached.median())),
         );

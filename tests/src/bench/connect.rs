@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::open::start_if_taken;
 use super::rig::{FREE_TCP, FREE_UNIX, HANDLE_TCP, HANDLE_UNIX, Rig, Target, libpq_client};
 use super::stats::{Sample, ratios};
-use super::{Goal, Outcome, Unit, progress};
+use super::{Goal, Outcome, Unit, progress, turns};
 use crate::broker::{Broker, Setup};
 use crate::identity::Identity;
 
@@ -61,7 +61,8 @@ pub(super) fn measure(outcome: &mut Outcome) {
     let mut trusted = Vec::new();
     for round in 0..mode.rounds() {
         progress(&format!("{}, round {round}", mode.name()));
-        for (target, count, pause, times) in &mut contenders {
+        for number in turns(round, contenders.len()) {
+            let (target, count, pause, times) = &mut contenders[number];
             times.push(p50(target, *count, *pause));
         }
         // After the others, whose logins it would change.

@@ -2,7 +2,7 @@
 
 use super::rig::{FREE_UNIX, Rig, Target, cpu_time, libpq_client};
 use super::stats::{Sample, millis, ratios};
-use super::{Goal, Outcome, Unit, progress};
+use super::{Goal, Outcome, Unit, progress, turns};
 
 /// Bytes of a row with its newline.
 const ROW: usize = 8192;
@@ -27,7 +27,8 @@ pub(super) fn measure(outcome: &mut Outcome) {
     let mut costs: [Vec<f64>; 4] = Default::default();
     for round in 0..mode.rounds() {
         progress(&format!("{}, round {round}", mode.name()));
-        for (number, (target, between)) in all.iter().enumerate() {
+        for number in turns(round, all.len()) {
+            let (target, between) = &all[number];
             let before = between.map(cpu_time);
             let mut command = target.command(libpq_client());
             let printed = target.run(command.args(["copy", &sql]));

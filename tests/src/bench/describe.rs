@@ -10,7 +10,7 @@ use credbroker_proto::v1::PacketRequest;
 
 use super::echo::Echo;
 use super::stats::{Sample, micros, p50, ratios};
-use super::{Goal, Outcome, Unit, rig};
+use super::{Goal, Outcome, Unit, rig, turns};
 use crate::identity::Identity;
 use crate::packet::describe;
 
@@ -30,8 +30,10 @@ pub(super) fn measure(outcome: &mut Outcome) {
 
     let requests = mode.count(REQUESTS);
     let (mut bare, mut ours) = (Vec::new(), Vec::new());
-    for _round in 0..mode.rounds() {
-        for (socket, times) in [(echo, &mut bare), (packets.socket(), &mut ours)] {
+    for round in 0..mode.rounds() {
+        for number in turns(round, 2) {
+            let (socket, times) =
+                if number == 0 { (echo, &mut bare) } else { (packets.socket(), &mut ours) };
             let one = |_| {
                 let started = Instant::now();
                 round_trip(socket, &request, &mut buffer);

@@ -25,7 +25,7 @@ use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 
 use super::rig::Helper;
 use super::stats::{Sample, ratios};
-use super::{Goal, Outcome, Unit, echo, progress, rig, several};
+use super::{Goal, Outcome, Unit, echo, progress, rig, several, turns};
 use crate::identity::Identity;
 use crate::wait;
 
@@ -58,19 +58,25 @@ pub(super) fn measure(outcome: &mut Outcome) {
         let ours = channels(&runtime, &broker.socket(), connections);
         let empty = channels(&runtime, &empty, connections);
         let writing = channels(&runtime, &writing, connections);
-        let (mut theirs, mut written, mut issued) = (Vec::new(), Vec::new(), Vec::new());
-        for _round in 0..mode.rounds() {
-            for (channels, speeds) in [(&empty, &mut theirs), (&writing, &mut written)] {
-                speeds.push(throughput(&runtime, channels, span, async |channel| {
-                    HealthClient::new(channel).check(HealthCheckRequest::default()).await.map(drop)
-                }));
+        let mut speeds: [Vec<f64>; 3] = Default::default();
+        let check = async |channel| {
+            HealthClient::new(channel).check(HealthCheckRequest::default()).await.map(drop)
+        };
+        let issue = async |channel| {
+            let connection = "main_db".into();
+            let request = IssueHandleRequest { connection, ..Default::default() };
+            HandleServiceClient::new(channel).issue_handle(request).await.map(drop)
+        };
+        for round in 0..mode.rounds() {
+            for number in turns(round, speeds.len()) {
+                speeds[number].push(match number {
+                    0 => throughput(&runtime, &empty, span, check),
+                    1 => throughput(&runtime, &writing, span, check),
+                    _ => throughput(&runtime, &ours, span, issue),
+                });
             }
-            issued.push(throughput(&runtime, &ours, span, async |channel| {
-                let connection = "main_db".into();
-                let request = IssueHandleRequest { connection, ..Default::default() };
-                HandleServiceClient::new(channel).issue_handle(request).await.map(drop)
-            }));
         }
+        let [theirs, written, issued] = speeds;
         outcome.figure(&row, "empty call", &Sample::of(theirs.clone()), Unit::PerSecond);
         let writes = "empty call that writes a line";
         outcome.figure(&row, writes, &Sample::of(written.clone()), Unit::PerSecond);

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::rig::{FREE_UNIX, Rig, Target, cpu_time};
 use super::stats::{Sample, micros, ratios};
-use super::{Goal, Outcome, Unit, progress, several};
+use super::{Goal, Outcome, Unit, progress, several, turns};
 use crate::postgres::programs;
 
 const CLIENTS: [usize; 2] = [1, 8];
@@ -42,8 +42,8 @@ pub(super) fn measure(outcome: &mut Outcome) {
         ];
         for round in 0..mode.rounds() {
             progress(&format!("{}, {}, round {round}", mode.name(), several(clients, "client")));
-            for one in &mut all {
-                one.run(clients, mode.span(SPAN));
+            for number in turns(round, all.len()) {
+                all[number].run(clients, mode.span(SPAN));
             }
         }
         tell(outcome, clients, &all);

@@ -13,7 +13,7 @@ use tokio_postgres::{Client, Config, NoTls};
 use super::open::{self, Opener};
 use super::rig::{FREE_UNIX, Rig, Target};
 use super::stats::{Sample, ratios};
-use super::{Goal, Outcome, Unit, pgbench, progress};
+use super::{Goal, Outcome, Unit, pgbench, progress, turns};
 use crate::identity::Identity;
 
 const STATEMENTS: usize = 6000;
@@ -48,7 +48,8 @@ pub(super) fn measure(outcome: &mut Outcome) {
     }
     for round in 0..mode.rounds() {
         progress(&format!("{}, round {round}", mode.name()));
-        for (_, driven, speeds) in &mut contenders {
+        for number in turns(round, contenders.len()) {
+            let (_, driven, speeds) = &mut contenders[number];
             speeds.push(speed(&runtime, driven, mode.count(STATEMENTS)));
         }
     }
