@@ -37,7 +37,11 @@ fn question(mode: &Mode, method: &str, kind: u32, named: &[&str]) -> Case {
         name: format!("{method} of {named:?} in {}", mode.name),
         until: Phase::Started,
         say: Arc::new(move |_| bytes.clone()),
-        then: if named.contains(&method) { Then::Answer } else { Then::Hold },
+        then: match (named.contains(&method), kind) {
+            (true, 0) => Then::Close,
+            (true, _) => Then::Answer,
+            (false, _) => Then::Hold,
+        },
         expected,
         tls: None,
     }
