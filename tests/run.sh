@@ -61,7 +61,7 @@ if cargo deny --version >/dev/null 2>&1; then
     step "dependencies" cargo deny --log-level error check bans licenses sources
 fi
 if command -v shellcheck >/dev/null; then
-    step "scripts" shellcheck -x tests/run.sh tests/needs.sh deploy/demo.sh .ci/run tests/fuzz/{run,build,instrument}
+    step "scripts" shellcheck -x tests/run.sh tests/needs.sh tests/clients.sh tests/clients/*.sh tests/bench.sh deploy/demo.sh .ci/run tests/fuzz/{run,build,instrument}
 fi
 
 printf '\nall checks passed in %ss\n' "$((SECONDS - started))"

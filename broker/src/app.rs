@@ -22,7 +22,9 @@ use crate::config::{Config, ConfigError, Places};
 use crate::connection::{Host, Tls};
 use crate::core::{Core, Parts, Reloading, Settings, SuspensionError, SuspensionFile};
 use crate::credential::Credentials;
-use crate::door;
+use crate::door::ends::Ends;
+use crate::door::postgres::Door;
+use crate::door::postgres::handoff::Handoffs;
 use crate::door::relay::workers::Workers;
 use crate::exit::Exit;
 use crate::handle::ExpiryQueue;
@@ -30,7 +32,7 @@ use crate::harden::{self, HardenError, Inherited, Paths};
 use crate::health::{self, Unhealthy};
 use crate::keeper::{Keeper, KeeperError};
 use crate::metrics::{self, Metrics, MetricsError};
-use crate::packet::Edge;
+use crate::packet::{Closing, Edge};
 use crate::peer::{BindError, Listener, SocketAccess};
 use crate::posture::Posture;
 use crate::rpc::Audience;
@@ -91,6 +93,7 @@ struct App {
     expiry: ExpiryQueue,
     listeners: Listeners,
     arena: Arena,
+    keeper: Keeper,
     metrics: Option<metrics::Server>,
     /// Held for as long as the sockets are ours.
     _directories: Directories,
@@ -182,11 +185,11 @@ fn start(places: &Places) -> Result<App, StartError> {
         suspensions,
         posture: posture.facts(),
     });
-    Ok(App { config, core, expiry, listeners, arena, metrics, _directories: directories })
+    Ok(App { config, core, expiry, listeners, arena, keeper, metrics, _directories: directories })
 }
 
 fn serve(app: App, runtime: &Runtime) -> std::io::Result<()> {
-    let App { config, core, expiry, listeners, arena, metrics, _directories } = app;
+    let App { config, core, expiry, listeners, arena, keeper, metrics, _directories } = app;
     runtime.block_on(async {
         let mut signals = Signals::install()?;
         let (reporter, health) = tonic_health::server::health_reporter();
@@ -194,8 +197,15 @@ fn serve(app: App, runtime: &Runtime) -> std::io::Result<()> {
         let admin = listeners.admin.serve()?;
         let admin_packet = listeners.admin_packet.serve()?;
         let (workers, _running) = Workers::start()?;
-        let (packet, edge) = (listeners.packet.serve()?, Edge::start(core.clone())?);
+        let packet = listeners.packet.serve()?;
         let tasks = core.tasks().clone();
+        let (holding, queue) = keeper.hold_sockets();
+        let handoffs = Handoffs { holding, ends: Ends::new()?, closer: Closing::start()? };
+        let (ends, closing) = (handoffs.ends.clone(), handoffs.closer.clone());
+        let door = Door::new(core.clone(), workers, handoffs);
+        let edge = Edge::start(core.clone(), door.clone(), closing)?;
+        tasks.spawn(queue.run());
+        tasks.spawn(ends.run(core.until_stopped()));
         tasks.spawn(core.clone().run_expiry(expiry));
         tasks.spawn(core.clone().run_refresh());
         tasks.spawn(rpc::run_health(core.clone(), reporter));
@@ -203,7 +213,7 @@ fn serve(app: App, runtime: &Runtime) -> std::io::Result<()> {
         tasks.spawn(rpc::serve(admin, Audience::Operators, core.clone(), health));
         tasks.spawn(edge.clone().serve(packet, Audience::Workloads));
         tasks.spawn(edge.serve(admin_packet, Audience::Operators));
-        tasks.spawn(door::postgres::Door::new(core.clone(), workers).serve(postgres));
+        tasks.spawn(door.serve(postgres));
         if let Some(server) = metrics {
             tasks.spawn(serve_metrics(server, core.clone(), arena));
         }

@@ -5,6 +5,7 @@
 
 use std::borrow::Borrow;
 use std::fmt;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -72,6 +73,8 @@ pub struct Connection {
     pub(crate) login: LoginRules,
     pub(crate) startup: StartupFilter,
     pub(crate) replication: bool,
+    /// Whether plaintext sockets to other machines may be handed over.
+    pub(crate) insecure_handoff: bool,
     /// Whether peers bring credentials of their own: it has none.
     pub(crate) takes_registrations: bool,
     /// How long sessions may go on after their credential was replaced.
@@ -80,6 +83,27 @@ pub struct Connection {
     pub(crate) max_session_age: Option<Duration>,
     /// How many links are kept logged in for clients to come.
     pub(crate) warm: usize,
+}
+
+/// Why a socket cannot be handed over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NoHandoff {
+    /// Its bytes need the state of TLS, which is the broker's.
+    Tls,
+    /// What passes could be read on the network, and nobody said that it may.
+    Plaintext,
+}
+
+impl NoHandoff {
+    /// What is told after "cannot be handed over".
+    pub(crate) const fn because(self) -> &'static str {
+        match self {
+            Self::Tls => "it is protected by TLS",
+            Self::Plaintext => {
+                "it leads to another machine in plaintext, without insecure_handoff = true"
+            }
+        }
+    }
 }
 
 /// Where the server is.
@@ -192,6 +216,24 @@ impl Connection {
         matches!((&self.host, &self.tls), (Host::Tcp { .. }, Tls::Disable))
     }
 
+    /// Whether an authenticated socket to it can be handed over.
+    ///
+    /// # Errors
+    /// Why not, for a caller that may know of the connection.
+    pub(crate) fn handoff(&self) -> Result<(), NoHandoff> {
+        match (&self.host, &self.tls) {
+            (Host::Unix { .. }, _) => Ok(()),
+            (Host::Tcp { .. }, Tls::VerifyFull { .. }) => Err(NoHandoff::Tls),
+            (Host::Tcp { .. }, Tls::Disable) if self.insecure_handoff => Ok(()),
+            (Host::Tcp { host, .. }, Tls::Disable) => match host.parse::<IpAddr>() {
+                Ok(address) if address.is_loopback() => Ok(()),
+                // Whether it is, shows when it was dialled.
+                Err(_name) if host.eq_ignore_ascii_case("localhost") => Ok(()),
+                Ok(_) | Err(_) => Err(NoHandoff::Plaintext),
+            },
+        }
+    }
+
     /// The database that a client gets for what it asked: absent, or the connection's own name,
     /// mean the configured one.
     pub(crate) fn database(&self, asked: Option<&str>) -> Option<AllowedDatabase> {
@@ -270,6 +312,7 @@ pub(crate) mod tests {
                 StartupFilter::DEFAULT.iter().map(ToString::to_string).collect(),
             ),
             replication: false,
+            insecure_handoff: false,
             takes_registrations: false,
             rotation_grace: Duration::from_secs(300),
             max_session_age: None,
@@ -300,6 +343,29 @@ pub(crate) mod tests {
         assert_eq!(database(Some("")), None);
         assert_eq!(database(Some("reporting_\n")), None);
         assert_eq!(database(Some(&format!("reporting_{}", "x".repeat(64)))), None);
+    }
+
+    #[test]
+    fn only_sockets_without_tls_that_stay_on_this_machine_are_handed_over() {
+        let mut connection = connection("main_db");
+        assert_eq!(connection.handoff(), Err(NoHandoff::Plaintext));
+        let hosts = [
+            ("127.0.0.1", Ok(())),
+            ("::1", Ok(())),
+            ("LOCALHOST", Ok(())),
+            ("localhost.example", Err(NoHandoff::Plaintext)),
+            ("10.0.0.1", Err(NoHandoff::Plaintext)),
+            ("0.0.0.0", Err(NoHandoff::Plaintext)),
+        ];
+        for (host, expected) in hosts {
+            connection.host = Host::Tcp { host: host.into(), port: 5432 };
+            assert_eq!(connection.handoff(), expected, "{host}");
+        }
+        connection.insecure_handoff = true;
+        assert_eq!(connection.handoff(), Ok(()));
+        connection.insecure_handoff = false;
+        connection.host = Host::Unix { directory: "/run/postgresql".into(), port: 5432 };
+        assert_eq!(connection.handoff(), Ok(()));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! [`login`] is the one flow by which a client comes in; a protocol only words it. [`relay`]
 //! carries bytes once it is in. [`wire`] is what every codec is made of.
 
+pub(crate) mod ends;
 pub(crate) mod login;
 pub(crate) mod postgres;
 pub(crate) mod relay;

@@ -4,7 +4,10 @@
 //! It runs the programs of `exec` sources. Which ones is settled at the fork: the broker can only
 //! name a number, so that nobody who takes the broker over can make the keeper run anything
 //! else, and a changed command needs a restart. The keeper never sees a secret: a program's
-//! output is a pipe whose end it passes on. It ends when its socket to the broker closes, with
+//! output is a pipe whose end it passes on.
+//!
+//! It holds a dup of every socket that was handed over, and shuts them down when the broker ends.
+//! It ends when its socket to the broker closes, with
 //! everything it runs, so also when the broker is killed; and it is never forked again, for
 //! after the arena exists nothing may be.
 
@@ -22,6 +25,7 @@ use rustix::process::{Pid, WaitOptions, waitpid};
 use thiserror::Error;
 use tokio::sync::Semaphore;
 
+pub(crate) use self::holding::{Held, Holding, NotHeld};
 use self::message::{Reply, Request};
 use self::packet::{Received, receive, send};
 pub(crate) use self::run::{ExecFault, Run};
@@ -31,6 +35,8 @@ use crate::source::ExecSource;
 use crate::sys;
 
 mod child;
+mod hold;
+mod holding;
 pub(crate) mod message;
 mod packet;
 mod run;
@@ -160,11 +166,16 @@ impl Keeper {
 impl Keeper {
     /// One on a thread of the test, with no sandbox: tests have threads, so they cannot fork.
     pub(crate) fn on_a_thread(commands: Vec<ExecSource>) -> Self {
-        use crate::harden::{Dropped, Enforced};
-
         let (socket, theirs) = sockets().unwrap();
         let known = commands.clone();
         std::thread::spawn(move || child::serve(&theirs, &known));
+        Self::of_socket(socket, commands)
+    }
+
+    /// One that whoever has the other end of `socket` plays.
+    fn of_socket(socket: OwnedFd, commands: Vec<ExecSource>) -> Self {
+        use crate::harden::{Dropped, Enforced};
+
         let sandbox =
             Sandbox { landlock: Enforced::Not, seccomp: false, capabilities: Dropped::None };
         let turns = Semaphore::new(MAX_RUNNING);

@@ -10,26 +10,30 @@
 #![forbid(unsafe_code)]
 
 use std::io;
-use std::os::fd::{AsFd as _, OwnedFd};
-use std::sync::Arc;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::sync::{Arc, OnceLock};
 
 use credbroker_proto::MAX_PACKET;
 use credbroker_proto::v1::packet_reply::Reply;
 use credbroker_proto::v1::{
-    DescribeHandleResponse, IssueHandleResponse, PacketReply, PutResponse, RenewHandleResponse,
-    RevealResponse, RevokeHandleResponse,
+    DescribeHandleResponse, IssueHandleResponse, OpenResponse, PacketReply, PutResponse,
+    RenewHandleResponse, RevealResponse, RevokeHandleResponse,
 };
 use prost::Message as _;
 use tokio::sync::Semaphore;
 use tracing::debug;
 use zeroize::Zeroize as _;
 
-use self::closing::{Closing, NoRoom};
+pub(crate) use self::closing::Closing;
+use self::closing::NoRoom;
 use self::decode::{Malformed, Request, Verb, decode};
 use self::memfd::{Fault, Memfds};
+use self::presence::Presence;
 use self::socket::{Packet, Socket};
 use crate::arena::Slot;
 use crate::core::{Core, Issued, Refusal, Why};
+use crate::door::postgres::Door;
+use crate::door::postgres::handoff::{Handed, NotHanded, OpenRequest};
 use crate::lobby::Lobby;
 use crate::peer::{Accepting, Peer, Uid};
 use crate::rpc::{Audience, convert};
@@ -39,6 +43,7 @@ mod decode;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
 mod memfd;
+mod presence;
 mod refused;
 mod socket;
 
@@ -55,6 +60,7 @@ const KEPT_BUFFER: usize = 4 * 1024;
 #[derive(Clone, Debug)]
 pub(crate) struct Edge {
     core: Core,
+    door: Door,
     closing: Closing,
     memfds: Memfds,
     turned_away: Arc<Semaphore>,
@@ -68,7 +74,34 @@ struct Received {
 }
 
 /// What goes back, and the one descriptor that may go with it.
-type Answer = Result<(Reply, Option<OwnedFd>), Refusal>;
+type Answer = Result<(Reply, Rider), Refusal>;
+
+/// What rides along with a reply.
+#[derive(Debug)]
+enum Rider {
+    Nothing,
+    Memfd(OwnedFd),
+    /// The session is over if it does not arrive.
+    Socket(Handed),
+}
+
+impl Rider {
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        match self {
+            Self::Nothing => None,
+            Self::Memfd(memfd) => Some(memfd.as_fd()),
+            Self::Socket(handed) => Some(handed.socket.as_fd()),
+        }
+    }
+
+    /// It has left.
+    fn sent(self) {
+        match self {
+            Self::Nothing | Self::Memfd(_) => {}
+            Self::Socket(handed) => handed.delivered(),
+        }
+    }
+}
 
 /// One connection.
 #[derive(Debug)]
@@ -76,17 +109,18 @@ struct Conversation {
     edge: Edge,
     peer: Peer,
     audience: Audience,
+    /// Of who has sockets that were handed over here.
+    presence: OnceLock<Presence>,
 }
 
 impl Edge {
-    /// To be called after the sandbox is up: it starts a thread.
-    ///
     /// # Errors
-    /// When there is no thread, or no memfd, to be had.
-    pub(crate) fn start(core: Core) -> io::Result<Self> {
+    /// When there is no memfd to be had.
+    pub(crate) fn start(core: Core, door: Door, closing: Closing) -> io::Result<Self> {
         Ok(Self {
             core,
-            closing: Closing::start()?,
+            door,
+            closing,
             memfds: Memfds::find()?,
             turned_away: Arc::new(Semaphore::new(MAX_TURNED_AWAY)),
         })
@@ -114,7 +148,8 @@ impl Edge {
                     continue;
                 }
             };
-            let talk = Conversation { edge: self.clone(), peer, audience };
+            let presence = OnceLock::new();
+            let talk = Conversation { edge: self.clone(), peer, audience, presence };
             self.core.tasks().spawn(async move {
                 let _place = place;
                 if let Err(error) = talk.run(&socket).await {
@@ -180,15 +215,18 @@ impl Conversation {
             Ok(request) => request.id,
             Err(malformed) => malformed.id,
         };
-        let (reply, descriptor) = match self.perform(request, descriptors).await {
+        let (reply, rider) = match self.perform(request, descriptors).await {
             Ok(answer) => answer,
-            Err(refusal) => (Reply::Refused(refused::refused(&refusal)), None),
+            Err(refusal) => (Reply::Refused(refused::refused(&refusal)), Rider::Nothing),
         };
         buffer.clear();
         buffer.shrink_to(KEPT_BUFFER);
         let reply = PacketReply { id, reply: Some(reply) };
         reply.encode(buffer).map_err(io::Error::other)?;
-        let sent = socket.send(buffer, descriptor.as_ref().map(OwnedFd::as_fd)).await;
+        let sent = socket.send(buffer, rider.descriptor()).await;
+        if sent.is_ok() {
+            rider.sent();
+        }
         if matches!(reply.reply, Some(Reply::Issued(_) | Reply::Registered(_))) {
             // The only copy of a token is its holder's.
             buffer.zeroize();
@@ -228,9 +266,12 @@ impl Conversation {
                 let handle = Some(convert::handle(core.describe(peer, token)?));
                 Reply::Described(DescribeHandleResponse { handle })
             }
-            Verb::Open => {
-                // Clients then use the door, through which every connection can be had.
-                return Err(core.refuse(peer, None, Why::HandoffUnsupported));
+            Verb::Open(_) if self.audience == Audience::Operators => {
+                return Err(core.refuse(peer, None, Why::AccessDenied));
+            }
+            Verb::Open(request) => {
+                self.no_descriptor(descriptors)?;
+                return self.open(request).await;
             }
             Verb::Register(request) => {
                 let may = core.may_register(peer, request)?;
@@ -257,7 +298,7 @@ impl Conversation {
                 })
             }
         };
-        Ok((reply, None))
+        Ok((reply, Rider::Nothing))
     }
 
     /// Moves what is in the one memfd that came along into the arena.
@@ -286,6 +327,34 @@ impl Conversation {
         }
     }
 
+    async fn open(&self, request: OpenRequest) -> Answer {
+        let (core, peer) = (&self.edge.core, &self.peer);
+        let presence = match self.presence.get() {
+            Some(presence) => presence,
+            None => {
+                let presence = Presence::of(peer, core.tasks());
+                let presence = presence
+                    .ok_or_else(|| core.refuse(peer, None, Why::limit("watched processes")))?;
+                self.presence.get_or_init(|| presence)
+            }
+        };
+        match self.edge.door.hand_off(peer, request, presence.departed()).await {
+            Ok(handed) => {
+                let response = OpenResponse {
+                    prelude: handed.prelude.clone(),
+                    session: handed.session.to_string(),
+                    server_error: Vec::new(),
+                };
+                Ok((Reply::Opened(response), Rider::Socket(handed)))
+            }
+            Err(NotHanded::Refused(refusal)) => Err(refusal),
+            Err(NotHanded::Theirs(server_error)) => {
+                let response = OpenResponse { server_error, ..OpenResponse::default() };
+                Ok((Reply::Opened(response), Rider::Nothing))
+            }
+        }
+    }
+
     async fn reveal(&self, token: Option<crate::handle::TokenHash>) -> Answer {
         let (core, peer) = (&self.edge.core, &self.peer);
         let revealed = core.reveal(peer, token).await?;
@@ -299,7 +368,7 @@ impl Conversation {
             length: convert::count(secret.len()),
             credential_version: revealed.version(),
         };
-        Ok((Reply::Revealed(response), Some(memfd)))
+        Ok((Reply::Revealed(response), Rider::Memfd(memfd)))
     }
 
     fn no_descriptor(&self, descriptors: &[OwnedFd]) -> Result<(), Refusal> {

@@ -271,6 +271,15 @@ impl Peer {
         self.inner.pidfd.is_some()
     }
 
+    /// A way to wait for the process to exit, for what watches it for itself.
+    pub(crate) fn exit(&self) -> Departure {
+        let Some(pidfd) = &self.inner.pidfd else { return Departure::Unknown };
+        match pidfd.try_clone() {
+            Ok(pidfd) => Departure::Shown(Exit { pidfd, gone: self.inner.gone.clone() }),
+            Err(_out_of_descriptors) => Departure::NoDescriptor,
+        }
+    }
+
     /// A way to wait for the process to exit, once for each peer: whoever asks again is told
     /// that it is being watched.
     pub(crate) fn watch(&self) -> Watch {
@@ -298,6 +307,18 @@ pub(crate) enum Watch {
     Already,
     /// The kernel gives no pidfd, or no more descriptors.
     Impossible,
+}
+
+/// The answer to [`Peer::exit`].
+#[must_use]
+#[derive(Debug)]
+pub(crate) enum Departure {
+    /// This shows it.
+    Shown(Exit),
+    /// The kernel gives no pidfd.
+    Unknown,
+    /// There are no more descriptors.
+    NoDescriptor,
 }
 
 /// Whether this kernel answers SO_PEERPIDFD (Linux 6.5).

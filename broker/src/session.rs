@@ -92,6 +92,15 @@ impl Right {
     }
 }
 
+/// How a session's bytes travel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// Through the broker.
+    Door,
+    /// The client has the socket itself.
+    Handoff,
+}
+
 /// Whose a session is, and what it is for: all that decides whether it may go on.
 #[derive(Clone, Debug)]
 pub(crate) struct Owner {
@@ -99,6 +108,7 @@ pub(crate) struct Owner {
     pub(crate) peer: Peer,
     pub(crate) connection: Arc<Connection>,
     pub(crate) database: AllowedDatabase,
+    pub(crate) mode: Mode,
     pub(crate) right: Right,
     /// Of the connection's credential; 0 for one that was registered with the handle, and
     /// [`RENEWING`] while it is looked for.
@@ -310,7 +320,7 @@ mod tests {
                 Right::Handle { id, holder: peer.clone(), redeemed: false, subject: String::new() }
             }
         };
-        Owner { peer, connection, database, right, credential_version: 1 }
+        Owner { peer, connection, database, mode: Mode::Door, right, credential_version: 1 }
     }
 
     fn lifeline() -> Lifeline {

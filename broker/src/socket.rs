@@ -12,7 +12,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use rustix::io::retry_on_intr;
+use rustix::io::{ioctl_fionbio, retry_on_intr};
 use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown};
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
@@ -46,6 +46,16 @@ impl Socket {
     pub(crate) fn move_here(&mut self) -> io::Result<()> {
         *self = Self::adopt(self.duplicate()?)?;
         Ok(())
+    }
+
+    /// The descriptor alone, in non-blocking mode and no longer known to the runtime.
+    ///
+    /// # Errors
+    /// When it cannot be set non-blocking.
+    pub(crate) fn into_descriptor(self) -> io::Result<OwnedFd> {
+        let descriptor = self.reading.into_inner();
+        ioctl_fionbio(&descriptor, true)?;
+        Ok(descriptor)
     }
 
     /// A duplicate of the descriptor.

@@ -126,6 +126,40 @@ pub(crate) fn register(
     registered.map_err(|failed| failed.into_parts())
 }
 
+/// What the kernel knows of a TCP connection (tcp(7), TCP_INFO).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct TcpInfo {
+    /// As in include/net/tcp_states.h.
+    pub(crate) state: u8,
+    /// Sent, and acknowledged by the other side.
+    pub(crate) sent: u64,
+    pub(crate) received: u64,
+}
+
+/// TCP_INFO; `None` when the socket is no TCP socket, or the kernel does not count bytes.
+pub(crate) fn tcp_info(socket: BorrowedFd<'_>) -> Option<TcpInfo> {
+    // include/uapi/linux/tcp.h: eight bytes, 24 words of 32 bits, then words of 64. libc's struct
+    // ends before these.
+    const BYTES_ACKED: usize = 120;
+    const BYTES_RECEIVED: usize = 128;
+    let mut info = [0_u8; 256];
+    let mut len = libc::socklen_t::try_from(info.len()).ok()?;
+    // SAFETY: the option writes at most `len` bytes to a live buffer of that size.
+    let answer = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            info.as_mut_ptr().cast(),
+            &raw mut len,
+        )
+    };
+    let known = info.get(..usize::try_from(len).ok()?).filter(|_| answer == 0)?;
+    let word = |at: usize| known.get(at..)?.first_chunk().map(|bytes| u64::from_ne_bytes(*bytes));
+    let state = *known.first()?;
+    Some(TcpInfo { state, sent: word(BYTES_ACKED)?, received: word(BYTES_RECEIVED)? })
+}
+
 /// Marks every descriptor above standard error close-on-exec, and closes those above it that
 /// are not in `keep` consecutive ones: what was left open by whoever started us is not ours.
 pub(crate) fn close_strays(keep: usize) {
@@ -394,6 +428,29 @@ mod tests {
         wipe_env(name);
         assert_eq!(read_env(name, <[u8]>::to_vec), Some(Vec::new()));
         assert_eq!(std::env::var(name).as_deref(), Ok(""));
+    }
+
+    #[test]
+    fn the_kernel_counts_bytes_and_tells_who_ended() {
+        use std::io::{Read as _, Write as _};
+        use std::net::{Shutdown, TcpListener, TcpStream};
+
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut ours = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (mut theirs, _) = listener.accept().unwrap();
+        ours.write_all(&[7; 1000]).unwrap();
+        theirs.read_exact(&mut [0; 1000]).unwrap();
+        theirs.write_all(&[7; 300]).unwrap();
+        ours.read_exact(&mut [0; 300]).unwrap();
+        let info = tcp_info(ours.as_fd()).unwrap();
+        // The SYN counts as a byte in some kernels.
+        assert!((1000..=1001).contains(&info.sent) && info.received == 300, "{info:?}");
+        assert_eq!(info.state, 1);
+        theirs.shutdown(Shutdown::Write).unwrap();
+        assert_eq!(ours.read(&mut [0]).unwrap(), 0);
+        assert_eq!(tcp_info(ours.as_fd()).unwrap().state, 8, "CLOSE_WAIT");
+        let (one, _other) = std::os::unix::net::UnixStream::pair().unwrap();
+        assert_eq!(tcp_info(one.as_fd()), None);
     }
 
     #[test]

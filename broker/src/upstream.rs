@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use rustix::net::getpeername;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use thiserror::Error;
@@ -234,6 +235,30 @@ impl Stream {
     /// A duplicate of the socket, to shut the link down from anywhere.
     pub(crate) fn duplicate(&self) -> io::Result<OwnedFd> {
         self.socket().duplicate()
+    }
+
+    /// The socket itself, no longer known to the runtime, if nobody needs more than it to
+    /// speak: it is in non-blocking mode.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::Unsupported`] when its bytes are TLS, and what the runtime says.
+    pub(crate) fn into_plain_socket(self) -> io::Result<OwnedFd> {
+        match self {
+            Self::Plain(socket) => socket.into_descriptor(),
+            Self::Tls(_) => Err(io::ErrorKind::Unsupported.into()),
+        }
+    }
+
+    /// Whether it leads to another machine.
+    pub(crate) fn leaves_the_machine(&self) -> bool {
+        match getpeername(self.socket()) {
+            Ok(Some(peer)) => {
+                SocketAddr::try_from(peer).is_ok_and(|address| !address.ip().is_loopback())
+            }
+            // A Unix socket that was never bound.
+            Ok(None) => false,
+            Err(_unknown) => true,
+        }
     }
 }
 

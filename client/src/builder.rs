@@ -93,7 +93,7 @@ impl ClientBuilder {
     pub async fn connect_packet(self) -> Result<PacketClient, Error> {
         let runtime_dir = self.find_runtime_dir()?;
         let connector = self.connector(runtime_dir.join(PACKET_SOCKET))?;
-        PacketClient::open(connector, runtime_dir, self.timeout.unwrap_or(DEFAULT_TIMEOUT)).await
+        PacketClient::over(connector, runtime_dir, self.timeout.unwrap_or(DEFAULT_TIMEOUT)).await
     }
 
     /// Connects to `admin.sock`.

@@ -78,6 +78,14 @@ pub enum Error {
         /// What is wrong with it.
         message: String,
     },
+    /// The database itself refused the session, after it had proved who it is.
+    #[error("the database refused: {message} ({sqlstate})")]
+    Database {
+        /// Five characters.
+        sqlstate: String,
+        /// The server's words, for people.
+        message: String,
+    },
     /// A setting of this client cannot be used.
     #[error("{message}")]
     Configuration {
@@ -100,6 +108,7 @@ impl Error {
             | Self::Timeout { .. }
             | Self::Disconnected
             | Self::Protocol { .. }
+            | Self::Database { .. }
             | Self::Configuration { .. }
             | Self::InvalidToken => None,
         }
@@ -118,6 +127,7 @@ impl Error {
             }
             Self::ServerUntrusted { .. }
             | Self::Protocol { .. }
+            | Self::Database { .. }
             | Self::Configuration { .. }
             | Self::InvalidToken => false,
         }
@@ -129,6 +139,20 @@ impl Error {
 
     pub(crate) fn protocol(message: impl Into<String>) -> Self {
         Self::Protocol { message: message.into() }
+    }
+
+    /// Takes an ErrorResponse apart (PostgreSQL protocol 55.7, 55.8).
+    pub(crate) fn database(response: &[u8]) -> Self {
+        let fields = response.get(5..).unwrap_or_default().split(|byte| *byte == 0);
+        let (mut sqlstate, mut message) = (String::new(), String::new());
+        for field in fields {
+            match field.split_first() {
+                Some((b'C', text)) => sqlstate = presentable(&String::from_utf8_lossy(text)),
+                Some((b'M', text)) => message = presentable(&String::from_utf8_lossy(text)),
+                Some(_) | None => {}
+            }
+        }
+        Self::Database { sqlstate, message }
     }
 
     /// Decodes what tonic made of an answer, or of the lack of one.

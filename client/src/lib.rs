@@ -19,6 +19,7 @@
 //! | `packet` | the requests by packet, in `packet/link` sent and matched with their replies |
 //! | `request`, `info`, `admin/info` | what is asked, what is answered |
 //! | `secret` | secrets in memfds |
+//! | `handoff` | an authenticated socket that drivers can log in on |
 //! | `background` | what goes on when nobody waits for it |
 //! | `handle`, `keep_alive` | the owned handle: renewal, revocation at the end |
 //! | `token` | the bearer form, kept out of every text |
@@ -60,6 +61,7 @@ mod client;
 mod connector;
 mod error;
 mod handle;
+mod handoff;
 mod info;
 mod keep_alive;
 mod packet;
@@ -78,6 +80,7 @@ pub use client::Client;
 pub use credbroker_proto::v1::Reason;
 pub use error::Error;
 pub use handle::Handle;
+pub use handoff::{Handoff, OpenRequest, Stream};
 pub use info::{ConnectionInfo, EndpointInfo, HandleEvent, HandleInfo, HandleList, WhoAmI};
 pub use keep_alive::{KeepAlive, RenewalEnd};
 pub use packet::{AdminPacketClient, PacketClient, Stored};

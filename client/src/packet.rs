@@ -30,8 +30,8 @@ use crate::handle::Origin;
 use crate::request::span;
 use crate::secret::Lent;
 use crate::{
-    ClientBuilder, Error, Handle, HandleInfo, IssueRequest, PutRequest, RegisterRequest, Revealed,
-    Secret, Token,
+    ClientBuilder, Error, Handle, HandleInfo, Handoff, IssueRequest, OpenRequest, PutRequest,
+    RegisterRequest, Revealed, Secret, Token,
 };
 
 /// A connection to `packet.sock`: the fast way to handles, and the only one for secrets; cheap
@@ -60,7 +60,7 @@ impl PacketClient {
         ClientBuilder::default().connect_packet().await
     }
 
-    pub(crate) async fn open(
+    pub(crate) async fn over(
         connector: Connector,
         runtime_dir: PathBuf,
         limit: Duration,
@@ -176,6 +176,23 @@ impl PacketClient {
                 Some(memfd) if descriptors.is_empty() => Revealed::from_wire(revealed, memfd),
                 _ => Err(Error::protocol("it must come with one descriptor")),
             }
+        };
+        self.inner.socket.ask(request, None, read).await
+    }
+
+    /// Takes an authenticated socket to the database that a handle is for. Needs the action
+    /// `handoff`; see [`Stream::open`](crate::Stream::open) for whoever may not have it.
+    ///
+    /// # Errors
+    /// Those of [`Client::issue`](crate::Client::issue);
+    /// [`Reason::HandoffUnsupported`](crate::Reason::HandoffUnsupported) for a link that is
+    /// protected by TLS; [`Error::Database`] with the server's own words. Where nobody waits any
+    /// more, the session is ended.
+    pub async fn open(&self, token: &Token, request: OpenRequest) -> Result<Handoff, Error> {
+        let request = Request::Open(request.into_wire(token));
+        let read = |reply, descriptors| {
+            let Reply::Opened(opened) = reply else { return Err(unsuited()) };
+            Handoff::from_wire(opened, descriptors)
         };
         self.inner.socket.ask(request, None, read).await
     }

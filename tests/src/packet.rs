@@ -1,11 +1,13 @@
 //! The packet sockets as any uid, with any bytes and any descriptors, without the client library:
 //! what it does is the broker's.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt as _;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
@@ -13,9 +15,10 @@ use credbroker_proto::MAX_PACKET;
 use credbroker_proto::v1::packet_reply::Reply;
 use credbroker_proto::v1::packet_request::Request;
 use credbroker_proto::v1::{
-    DescribeHandleRequest, Handle, IssueHandleRequest, IssueHandleResponse, PacketReply,
-    PacketRequest, PutRequest, PutResponse, Reason, Refused, RegisterRequest, RenewHandleRequest,
-    RevealRequest, RevealResponse, RevokeHandleRequest, revoke_handle_request,
+    DescribeHandleRequest, Handle, IssueHandleRequest, IssueHandleResponse, OpenRequest,
+    OpenResponse, PacketReply, PacketRequest, PutRequest, PutResponse, Reason, Refused,
+    RegisterRequest, RenewHandleRequest, RevealRequest, RevealResponse, RevokeHandleRequest,
+    revoke_handle_request,
 };
 use prost::Message as _;
 use rustix::cmsg_space;
@@ -27,6 +30,7 @@ use rustix::net::{
     sendmsg, socket_with,
 };
 
+use crate::frontend::{Frontend, Session};
 use crate::identity::Identity;
 
 /// SCM_MAX_FD of unix(7).
@@ -38,6 +42,43 @@ const LIMIT: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub struct Packets {
     socket: OwnedFd,
+}
+
+/// A socket that was handed over.
+#[derive(Debug)]
+pub struct Taken {
+    /// What was said of it.
+    pub opened: OpenResponse,
+    /// As it came: in non-blocking mode.
+    pub socket: OwnedFd,
+}
+
+impl Taken {
+    /// Speaks on it, whatever kind of socket it is.
+    ///
+    /// # Panics
+    /// When it cannot be made to block.
+    #[must_use]
+    pub fn session(self) -> Session {
+        rustix::io::ioctl_fionbio(&self.socket, false).expect("a socket");
+        // Reads, writes and time limits are the same for every stream socket.
+        let stream = UnixStream::from(self.socket);
+        let frontend = Frontend::over(stream).expect("a socket");
+        Session { frontend, parameters: BTreeMap::new(), cancel_key: key(&self.opened.prelude) }
+    }
+}
+
+/// The body of BackendKeyData.
+fn key(mut prelude: &[u8]) -> Vec<u8> {
+    while let Some(([tag, length @ ..], _)) = prelude.split_first_chunk::<5>() {
+        let length = usize::try_from(u32::from_be_bytes(*length)).expect("64 bits");
+        let (message, rest) = prelude.split_at(1 + length);
+        if *tag == b'K' {
+            return message[5..].to_vec();
+        }
+        prelude = rest;
+    }
+    Vec::new()
 }
 
 /// A reply and what rode along.
@@ -227,6 +268,20 @@ impl Packets {
         }
     }
 
+    /// Takes an authenticated socket, in the form of a session whose server is at its other end.
+    ///
+    /// # Panics
+    /// When the server refuses, or not exactly one descriptor comes with it.
+    pub fn open(&self, token: &str) -> Result<Taken, Refused> {
+        match self.call(open(token), &[])? {
+            (Reply::Opened(opened), mut descriptors) => {
+                assert_eq!(descriptors.len(), 1, "one socket: {opened:?}");
+                Ok(Taken { opened, socket: descriptors.remove(0) })
+            }
+            (other, _) => panic!("{other:?}"),
+        }
+    }
+
     /// Takes the secret itself.
     ///
     /// # Panics
@@ -253,6 +308,12 @@ impl AsFd for Packets {
 #[must_use]
 pub fn issue(connection: &str) -> Request {
     Request::Issue(IssueHandleRequest { connection: connection.into(), ..Default::default() })
+}
+
+/// A request for an authenticated socket.
+#[must_use]
+pub fn open(token: &str) -> Request {
+    Request::Open(OpenRequest { token: token.into(), ..Default::default() })
 }
 
 /// A request to look at a handle.

@@ -20,6 +20,8 @@ mod config;
 mod deploy;
 #[path = "e2e/handles.rs"]
 mod handles;
+#[path = "e2e/handoff.rs"]
+mod handoff;
 #[path = "e2e/harness.rs"]
 mod harness;
 #[path = "e2e/hostile.rs"]

@@ -84,7 +84,7 @@ fn connection(
     let source = source(raw.secret, raw.credentials_env, raw.username, raw.credential, at)?;
     let login =
         login::rules(raw.require_auth, raw.channel_binding, raw.credential, login::link(&tls), at)?;
-    let replication = raw.replication;
+    let (replication, insecure_handoff) = (raw.replication, raw.insecure_handoff);
     let rotation_grace = at
         .below("rotation_grace")
         .duration_or_zero(raw.rotation_grace.as_deref(), DEFAULT_GRACE)?;
@@ -105,6 +105,7 @@ fn connection(
         login,
         startup,
         replication,
+        insecure_handoff,
         takes_registrations: source.kind == SourceKind::Absent,
         rotation_grace,
         max_session_age,

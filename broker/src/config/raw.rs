@@ -110,6 +110,7 @@ pub(super) struct Connection {
     pub(super) channel_binding: ChannelBinding,
     pub(super) startup: Option<Vec<String>>,
     pub(super) replication: bool,
+    pub(super) insecure_handoff: bool,
     pub(super) rotation_grace: Option<String>,
     pub(super) max_session_age: Option<String>,
     #[serde(default)]

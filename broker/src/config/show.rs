@@ -159,6 +159,7 @@ fn connection(configured: &super::ConfiguredConnection) -> Table {
     };
     table.insert("startup".into(), startup.into());
     table.insert("replication".into(), connection.replication.into());
+    table.insert("insecure_handoff".into(), connection.insecure_handoff.into());
     table
 }
 

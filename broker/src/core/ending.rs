@@ -187,6 +187,11 @@ impl Core {
         self.shared.stopped.cancel();
     }
 
+    /// Returns when every task is to end.
+    pub(crate) fn until_stopped(&self) -> impl Future<Output = ()> + Send + use<> {
+        self.shared.stopped.clone().cancelled_owned()
+    }
+
     /// The last record, when no task is left that would write another.
     pub(crate) fn stopped(&self, within: Duration) {
         self.shared.audit.always(&Record::new(Event::BrokerStopped, Outcome::Done));

@@ -43,8 +43,9 @@ pub(crate) enum Why {
     UpstreamUntrusted,
     /// The audit log cannot be written.
     AuditUnavailable,
-    /// The link's bytes need state of the broker's, so its socket cannot be handed over.
-    HandoffUnsupported,
+    /// The socket of this connection cannot be handed over, and why; told to peers with a grant
+    /// only.
+    HandoffUnsupported(&'static str),
     /// The broker does not offer this.
     Unsupported(&'static str),
     /// A fault of the broker.
@@ -75,7 +76,7 @@ impl Why {
             }
             Self::UpstreamUntrusted => "UPSTREAM_UNTRUSTED",
             Self::AuditUnavailable => "AUDIT_UNAVAILABLE",
-            Self::HandoffUnsupported => "HANDOFF_UNSUPPORTED",
+            Self::HandoffUnsupported(_) => "HANDOFF_UNSUPPORTED",
             Self::Unsupported(_) => "UNSUPPORTED",
             Self::Internal(_) => "INTERNAL",
         }
@@ -106,9 +107,10 @@ impl Why {
             Self::AuditUnavailable => {
                 "the audit log cannot be written, so nothing is granted".into()
             }
-            Self::HandoffUnsupported => {
-                "the socket of this connection cannot be handed over: use the door".into()
-            }
+            Self::HandoffUnsupported(because) => format!(
+                "the socket of this connection cannot be handed over: {because}; use the door"
+            )
+            .into(),
             Self::Unsupported(what) => format!("not supported: {what}").into(),
             Self::Internal(_) => "the broker met a fault of its own".into(),
         }
@@ -129,7 +131,7 @@ impl Why {
             | Self::NoCredential(_)
             | Self::UpstreamUntrusted
             | Self::Suspended
-            | Self::HandoffUnsupported
+            | Self::HandoffUnsupported(_)
             | Self::Unsupported(_)
             | Self::Internal(_) => None,
         }
@@ -230,7 +232,10 @@ impl Core {
         let connection = connection.map_or("-", ConnectionName::as_str);
         let detail = match &why {
             Why::InvalidRequest { field, .. } => field,
-            Why::LimitReached { what, .. } | Why::Unsupported(what) | Why::Internal(what) => what,
+            Why::LimitReached { what, .. }
+            | Why::HandoffUnsupported(what)
+            | Why::Unsupported(what)
+            | Why::Internal(what) => what,
             Why::PeerExited => "the peer has exited",
             Why::UpstreamHeld { .. } => "not tried again so soon",
             Why::AccessDenied
@@ -238,7 +243,6 @@ impl Core {
             | Why::HandleExpired
             | Why::Suspended
             | Why::Draining
-            | Why::HandoffUnsupported
             | Why::UpstreamUnreachable
             | Why::UpstreamRefused(_)
             | Why::NoCredential(_)

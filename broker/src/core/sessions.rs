@@ -11,11 +11,11 @@ use super::{Asked, Core, Refusal, Verb, Why};
 use crate::audit::{Audited, Event, Outcome, Record};
 use crate::connection::Connection;
 use crate::credential::Credential;
-use crate::handle::TokenHash;
+use crate::handle::{Handle, TokenHash};
 use crate::metrics;
 use crate::peer::Peer;
 use crate::policy::{Action, Decision};
-use crate::session::{ClientKey, SessionId};
+use crate::session::{ClientKey, Mode, SessionId};
 
 /// A peer that may come in through a door, if it shows what the admission asks for.
 #[must_use]
@@ -32,6 +32,18 @@ pub(crate) enum Admitted {
     WithHandle,
     /// Nothing: an ambient grant.
     Ambient,
+    /// A handle's token, and a grant to take the socket itself.
+    ToHandOff,
+}
+
+impl Admitted {
+    const fn by(&self, token: Option<TokenHash>) -> By {
+        match self {
+            Self::Ambient => By::Ambient,
+            Self::WithHandle => By::Token(token),
+            Self::ToHandOff => By::TokenForHandoff(token),
+        }
+    }
 }
 
 impl Core {
@@ -52,6 +64,19 @@ impl Core {
         Ok(Admission { connection, asks })
     }
 
+    /// The same for somebody who wants the socket itself. What it leads to, its handle says.
+    pub(crate) fn admit_handoff(
+        &self,
+        peer: &Peer,
+        token: Option<TokenHash>,
+    ) -> Result<Admission, Refusal> {
+        let redeemable = |handle: &Handle| handle.is_redeemable_by(peer);
+        let name = self.look_up(peer, token, redeemable, |handle| handle.connection.clone())?;
+        let connection = self.connection(peer, Action::Handoff, name.as_str())?;
+        let _grant = self.grant(peer, Action::Handoff, &name)?;
+        Ok(Admission { connection, asks: Admitted::ToHandOff })
+    }
+
     /// Second step: enters the registry under the lock that spends the handle's use, then
     /// writes the record, and only then lends the credential.
     pub(crate) async fn open(
@@ -67,10 +92,7 @@ impl Core {
         self.check_alive(peer, name)?;
         self.check_open_for_business(peer, name)?;
 
-        let by = match asks {
-            Admitted::Ambient => By::Ambient,
-            Admitted::WithHandle => By::Token(token),
-        };
+        let by = asks.by(token);
         let claim = Claim { peer, connection: &connection, database, by };
         let deadline = Instant::now() + self.settings().limits.queue_timeout;
         let placed = loop {
@@ -89,6 +111,7 @@ impl Core {
                     let action = match by {
                         By::Ambient => Action::Ambient,
                         By::Token(_) => Action::Open,
+                        By::TokenForHandoff(_) => Action::Handoff,
                     };
                     return Err(self.deny(peer, Asked::about(action, name), &denial));
                 }
@@ -100,7 +123,7 @@ impl Core {
             return Err(self.refuse(peer, Some(name), why));
         };
         let handle = placed.handle;
-        match self.record_opening(peer, &connection, placed).await {
+        match self.record_opening(peer, &connection, placed, by.mode()).await {
             Ok(audited) => {
                 timed.done();
                 Ok(audited.into_inner().recorded())
@@ -121,6 +144,7 @@ impl Core {
         peer: &Peer,
         connection: &Arc<Connection>,
         placed: Placed,
+        mode: Mode,
     ) -> Result<Audited<Opening>, Refusal> {
         let Placed { id, cut, grant, database, credential, handle, subject, purpose } = placed;
         let entered = Entered::new(self, peer, connection, handle, id, cut);
@@ -139,6 +163,9 @@ impl Core {
             .db_user(credential.username())
             .subject(&subject)
             .purpose(&purpose);
+        if mode == Mode::Handoff {
+            record = record.detail("mode", "handoff");
+        }
         if let Some(handle) = handle {
             record = record.handle(handle);
         }

@@ -17,7 +17,7 @@ use crate::credential::Credential;
 use crate::handle::{Handle, HandleFault, HandleId, Standing, Table, TokenHash};
 use crate::peer::{Peer, PeerId};
 use crate::policy::{Action, Decision, Denial, Grant, Policy};
-use crate::session::{Cut, CutReason, Owner, Registry, Right, SessionId};
+use crate::session::{Cut, CutReason, Mode, Owner, Registry, Right, SessionId};
 
 pub(crate) use self::spares::{SpareId, Spares};
 
@@ -55,6 +55,17 @@ pub(super) enum By {
     Ambient,
     /// `None`: what was shown has not the form of a token.
     Token(Option<TokenHash>),
+    /// The same, by somebody who wants the socket itself.
+    TokenForHandoff(Option<TokenHash>),
+}
+
+impl By {
+    pub(super) const fn mode(self) -> Mode {
+        match self {
+            Self::Ambient | Self::Token(_) => Mode::Door,
+            Self::TokenForHandoff(_) => Mode::Handoff,
+        }
+    }
 }
 
 /// A session in the registry as `opening`, its use spent.
@@ -128,17 +139,16 @@ impl State {
         let (policy, limits) = (&settings.policy, &settings.limits);
         let (grant, handle) = match claim.by {
             By::Ambient => (allowed(policy.decide(peer, Action::Ambient, name))?, None),
-            By::Token(token) => {
+            By::Token(token) | By::TokenForHandoff(token) => {
                 let token = token.ok_or(NoPlace::Handle(HandleFault::Invalid))?;
                 let here =
                     |handle: &Handle| handle.is_redeemable_by(peer) && handle.connection == *name;
                 let handle = self.handles.find(token, now, here).map_err(NoPlace::Handle)?;
                 // The right is the holder's: it must still have it now.
                 let redeemed = handle.redeemer.is_some();
-                (
-                    allowed(still_allowed(policy, &handle.holder, peer, redeemed, name))?,
-                    Some(handle),
-                )
+                let mode = claim.by.mode();
+                let decision = still_allowed(policy, mode, &handle.holder, peer, redeemed, name);
+                (allowed(decision)?, Some(handle))
             }
         };
         if self.suspended.covers(name) {
@@ -184,6 +194,7 @@ impl State {
             peer: peer.without_process(),
             connection,
             database: database.clone(),
+            mode: claim.by.mode(),
             right,
             credential_version,
         };
@@ -306,18 +317,24 @@ fn allowed(decision: Decision) -> Result<Grant, NoPlace> {
     }
 }
 
-/// The holder's right to what is opened with its handle, and the redeemer's to open it.
+/// The holder's right to what is opened with its handle, the redeemer's to open it, and that of
+/// whoever takes a socket to take it.
 fn still_allowed(
     policy: &Policy,
+    mode: Mode,
     holder: &Peer,
     peer: &Peer,
     redeemed: bool,
     name: &ConnectionName,
 ) -> Decision {
-    if redeemed {
-        policy.decide_redemption(holder, peer, name)
-    } else {
-        policy.decide(holder, Action::Open, name)
+    let redemption = redeemed.then(|| policy.decide_redemption(holder, peer, name));
+    match (mode, redemption) {
+        (_, Some(denied @ Decision::Deny(_))) | (Mode::Door, Some(denied)) => denied,
+        (Mode::Door, None) => policy.decide(holder, Action::Open, name),
+        // The holder of a handle of one's own is oneself.
+        (Mode::Handoff, Some(Decision::Allow(_)) | None) => {
+            policy.decide(peer, Action::Handoff, name)
+        }
     }
 }
 
@@ -333,10 +350,15 @@ fn may_go_on(settings: &Settings, owner: &Owner) -> bool {
     let decision = match &owner.right {
         Right::Ambient => settings.policy.decide(&owner.peer, Action::Ambient, name),
         Right::Handle { holder, redeemed, .. } => {
-            still_allowed(&settings.policy, holder, &owner.peer, *redeemed, name)
+            still_allowed(&settings.policy, owner.mode, holder, &owner.peer, *redeemed, name)
         }
     };
+    let way = match owner.mode {
+        Mode::Door => Ok(()),
+        Mode::Handoff => connection.handoff(),
+    };
     matches!(decision, Decision::Allow(_))
+        && way.is_ok()
         && connection.leads_to_same(&owner.connection)
         && connection.allows(&owner.database)
 }

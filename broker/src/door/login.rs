@@ -19,10 +19,20 @@ use crate::session::{KeyLength, Lifeline};
 /// What a client asks for in its own protocol's words.
 #[derive(Debug)]
 pub(crate) struct Asked<'a> {
-    /// The name of a connection, as typed.
-    pub(crate) connection: &'a str,
+    /// What it asks for.
+    pub(crate) connection: Wanted<'a>,
     /// The database, as typed.
     pub(crate) database: Option<&'a str>,
+}
+
+/// How a client says which connection it wants.
+#[derive(Debug)]
+pub(crate) enum Wanted<'a> {
+    /// By its name, as typed.
+    Named(&'a str),
+    /// As the socket itself, by the handle that leads to it; `None` when what was shown has not
+    /// the form of a token.
+    HandedOver(Option<TokenHash>),
 }
 
 /// Why a login through the server failed.
@@ -148,13 +158,16 @@ async fn open<P: Protocol>(
     peer: &Peer,
     client: &mut P,
 ) -> Result<Option<Opening>, Refusal> {
-    let admission = core.admit(peer, client.asked().connection)?;
+    let admission = match client.asked().connection {
+        Wanted::Named(name) => core.admit(peer, name)?,
+        Wanted::HandedOver(token) => core.admit_handoff(peer, token)?,
+    };
     if let Some(why) = client.objection(&admission.connection) {
         return Err(core.refuse(peer, Some(&admission.connection.name), why));
     }
     let token = match &admission.asks {
         Admitted::Ambient => None,
-        Admitted::WithHandle => match client.ask_token().await {
+        Admitted::WithHandle | Admitted::ToHandOff => match client.ask_token().await {
             Ok(token) => token,
             Err(_gone) => return Ok(None),
         },

@@ -27,10 +27,12 @@ mod attempt;
 mod backend;
 mod cancel;
 mod codec;
+mod entry;
 mod fault;
 mod frontend;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
+pub(crate) mod handoff;
 mod scram;
 mod secret_messages;
 mod spares;
@@ -39,6 +41,7 @@ mod stop;
 mod validate;
 
 use self::cancel::Cancels;
+use self::handoff::Handoffs;
 pub(crate) use self::validate::{Validated, validate};
 
 /// For a client to say what it wants, and again to give its token.
@@ -56,13 +59,14 @@ pub(crate) struct Door {
     cancels: Cancels,
     terminator: Terminator,
     spares: Spares,
+    handoffs: Handoffs,
 }
 
 impl Door {
-    pub(crate) fn new(core: Core, workers: Workers) -> Self {
+    pub(crate) fn new(core: Core, workers: Workers, handoffs: Handoffs) -> Self {
         let (lobby, cancels) = (Lobby::new(MAX_LOGINS), Cancels::default());
         let (terminator, spares) = (Terminator::new(core.clone()), Spares::new(core.clone()));
-        Self { core, workers, lobby, cancels, terminator, spares }
+        Self { core, workers, lobby, cancels, terminator, spares, handoffs }
     }
 
     /// Serves a listener until the core drains.

@@ -1,5 +1,6 @@
-//! The keeper's own side: a loop over one socket and the programs that run. One thread, no
-//! secret: what a program prints goes through a pipe whose reading end is the broker's.
+//! The keeper's own side: a loop over one socket and the programs that run, and a thread for
+//! sockets ([`hold`]). No secret: what a program prints goes through a pipe whose reading end is
+//! the broker's.
 
 #![forbid(unsafe_code)]
 
@@ -8,6 +9,7 @@ use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Stdio};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -17,9 +19,9 @@ use rustix::process::{
     set_child_subreaper, waitid, waitpid,
 };
 
-use super::MAX_RUNNING;
 use super::message::{Fate, Reply, Request};
 use super::packet::{Received, receive, send};
+use super::{MAX_RUNNING, hold};
 use crate::harden;
 use crate::source::ExecSource;
 use crate::sys;
@@ -75,15 +77,22 @@ struct Running {
 /// Serves requests until the other side of `socket` is closed, then ends whatever runs.
 pub(super) fn serve(socket: &OwnedFd, commands: &[ExecSource]) {
     let mut running: Vec<Running> = Vec::new();
+    let mut holding = None;
     while let Ok(asked) = wait(socket, &mut running) {
         running.retain_mut(|program| !program.is_over());
         if asked {
             match receive(socket) {
                 Ok(Received::End) => break,
                 Ok(Received::Packet { bytes, fd: Some(reply) }) => {
-                    // What is not a request is answered by the end of its reply socket.
-                    if let Some(Request::Run(number)) = Request::decode(&bytes) {
-                        running.extend(start(number, reply, commands, running.len()));
+                    match Request::decode(&bytes) {
+                        Some(Request::Run(number)) => {
+                            running.extend(start(number, reply, commands, running.len()));
+                        }
+                        Some(Request::Channel) if holding.is_none() => {
+                            holding = hold_sockets(reply);
+                        }
+                        // What is not a request is answered by the end of its reply socket.
+                        Some(Request::Channel | Request::Hold(_) | Request::Drop(_)) | None => {}
                     }
                 }
                 Ok(Received::Packet { fd: None, .. } | Received::Oversized) => {}
@@ -97,7 +106,15 @@ pub(super) fn serve(socket: &OwnedFd, commands: &[ExecSource]) {
         }
     }
     running.iter_mut().for_each(Running::kill);
+    // Its channel ended when the socket here did.
+    let _ = holding.map(JoinHandle::join);
     end_orphans();
+}
+
+/// In the sandbox: the thread inherits it. Without one the broker sees its channel end.
+fn hold_sockets(channel: OwnedFd) -> Option<JoinHandle<()>> {
+    let name = "credbroker-hold".to_owned();
+    thread::Builder::new().name(name).spawn(move || hold::serve(&channel)).ok()
 }
 
 /// Waits for a request or, while programs run, a moment. Ends those that nobody waits for any

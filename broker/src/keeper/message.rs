@@ -6,13 +6,21 @@
 use crate::harden::{Dropped, Enforced, Sandbox};
 
 /// Longest message in bytes; a longer packet is none.
-pub(crate) const MAX_MESSAGE: usize = 8;
+pub(crate) const MAX_MESSAGE: usize = 9;
 
-/// What the broker can ask for, with one descriptor: the socket for the answers.
+/// What the broker can ask for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Request {
-    /// Run the command of this number. There is no way to say which program that is.
+    /// Run the command of this number; with one descriptor, the socket for the answers. There is
+    /// no way to say which program that is.
     Run(u32),
+    /// Hold sockets for what comes over the one descriptor: the next two, and nothing else.
+    Channel,
+    /// Hold the socket that is the one descriptor, under this number, until it is dropped or the
+    /// broker ends.
+    Hold(u64),
+    /// Close what is held under this number, if anything is.
+    Drop(u64),
 }
 
 /// What the keeper answers.
@@ -30,6 +38,12 @@ pub(crate) enum Reply {
     Unknown,
     /// As many programs run as may.
     Busy,
+    /// The socket of this number is held.
+    Held(u64),
+    /// It is not: as many are held as may be.
+    Full(u64),
+    /// Nothing is held under this number.
+    Dropped(u64),
 }
 
 /// How a program ended.
@@ -44,6 +58,9 @@ pub(crate) enum Fate {
 }
 
 const RUN: u8 = b'R';
+const CHANNEL: u8 = b'C';
+const HOLD: u8 = b'H';
+const DROP: u8 = b'D';
 const READY: u8 = b'K';
 const STARTED: u8 = b'S';
 const EXITED: u8 = b'E';
@@ -52,11 +69,17 @@ const TIMED_OUT: u8 = b'T';
 const FAILED: u8 = b'F';
 const UNKNOWN: u8 = b'U';
 const BUSY: u8 = b'B';
+const HELD: u8 = b'h';
+const FULL: u8 = b'f';
+const DROPPED: u8 = b'd';
 
 impl Request {
     pub(crate) fn encode(self) -> Vec<u8> {
         match self {
             Self::Run(number) => numbered(RUN, number.to_le_bytes()),
+            Self::Channel => vec![CHANNEL],
+            Self::Hold(id) => numbered(HOLD, id.to_le_bytes()),
+            Self::Drop(id) => numbered(DROP, id.to_le_bytes()),
         }
     }
 
@@ -64,6 +87,9 @@ impl Request {
     pub(crate) fn decode(packet: &[u8]) -> Option<Self> {
         match *packet {
             [RUN, a, b, c, d] => Some(Self::Run(u32::from_le_bytes([a, b, c, d]))),
+            [CHANNEL] => Some(Self::Channel),
+            [HOLD, ref id @ ..] => Some(Self::Hold(number(id)?)),
+            [DROP, ref id @ ..] => Some(Self::Drop(number(id)?)),
             _ => None,
         }
     }
@@ -87,6 +113,9 @@ impl Reply {
             Self::Failed(errno) => numbered(FAILED, errno.to_le_bytes()),
             Self::Unknown => vec![UNKNOWN],
             Self::Busy => vec![BUSY],
+            Self::Held(id) => numbered(HELD, id.to_le_bytes()),
+            Self::Full(id) => numbered(FULL, id.to_le_bytes()),
+            Self::Dropped(id) => numbered(DROPPED, id.to_le_bytes()),
         }
     }
 
@@ -110,12 +139,19 @@ impl Reply {
             [FAILED, a, b, c, d] => Self::Failed(i32::from_le_bytes([a, b, c, d])),
             [UNKNOWN] => Self::Unknown,
             [BUSY] => Self::Busy,
+            [HELD, ref id @ ..] => Self::Held(number(id)?),
+            [FULL, ref id @ ..] => Self::Full(number(id)?),
+            [DROPPED, ref id @ ..] => Self::Dropped(number(id)?),
             _ => return None,
         })
     }
 }
 
-fn numbered(kind: u8, number: [u8; 4]) -> Vec<u8> {
+fn number(bytes: &[u8]) -> Option<u64> {
+    bytes.try_into().ok().map(u64::from_le_bytes)
+}
+
+fn numbered<const N: usize>(kind: u8, number: [u8; N]) -> Vec<u8> {
     let mut message = vec![kind];
     message.extend_from_slice(&number);
     message
@@ -146,7 +182,7 @@ mod tests {
     proptest! {
         /// Whatever decodes is what encodes to it: no message has two forms.
         #[test]
-        fn one_form_each(packet in prop::collection::vec(any::<u8>(), 0..10)) {
+        fn one_form_each(packet in prop::collection::vec(any::<u8>(), 0..12)) {
             if let Some(request) = Request::decode(&packet) {
                 prop_assert_eq!(request.encode(), packet.clone());
             }
@@ -156,9 +192,13 @@ mod tests {
         }
 
         #[test]
-        fn round_trip(number in any::<u32>(), status in any::<i32>()) {
-            let request = Request::Run(number);
-            prop_assert_eq!(Request::decode(&request.encode()), Some(request));
+        fn round_trip(number in any::<u32>(), status in any::<i32>(), id in any::<u64>()) {
+            let requests =
+                [Request::Run(number), Request::Channel, Request::Hold(id), Request::Drop(id)];
+            for request in requests {
+                prop_assert!(request.encode().len() <= MAX_MESSAGE);
+                prop_assert_eq!(Request::decode(&request.encode()), Some(request));
+            }
             for reply in [
                 Reply::Started,
                 Reply::Ended(Fate::Exited(status)),
@@ -167,6 +207,9 @@ mod tests {
                 Reply::Failed(status),
                 Reply::Unknown,
                 Reply::Busy,
+                Reply::Held(id),
+                Reply::Full(id),
+                Reply::Dropped(id),
             ] {
                 let packet = reply.encode();
                 prop_assert!(packet.len() <= MAX_MESSAGE);

@@ -178,7 +178,18 @@ impl Run {
             (Some(Reply::Unknown), None) => return Err(self.fault(Why::Unknown)),
             (Some(Reply::Busy), None) => return Err(self.fault(Why::Busy)),
             // A keeper that talks nonsense is none.
-            (Some(Reply::Ready(_) | Reply::Started), _) | (Some(_), Some(_)) | (None, _) => {
+            (
+                Some(
+                    Reply::Ready(_)
+                    | Reply::Started
+                    | Reply::Held(_)
+                    | Reply::Full(_)
+                    | Reply::Dropped(_),
+                ),
+                _,
+            )
+            | (Some(_), Some(_))
+            | (None, _) => {
                 return Err(self.fault(Why::KeeperGone));
             }
         }

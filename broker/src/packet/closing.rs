@@ -29,7 +29,7 @@ const IDLE: Duration = Duration::from_secs(10);
 
 /// Closes descriptors. Cheap to clone; clones share their threads.
 #[derive(Clone, Debug)]
-pub(super) struct Closing {
+pub(crate) struct Closing {
     lanes: Arc<Mutex<HashMap<Uid, Lane>>>,
     /// Runs from the start: for connections that nobody is known to have made, and for more uids
     /// than there are threads.
@@ -59,7 +59,7 @@ impl Closing {
     ///
     /// # Errors
     /// When there is no thread to be had.
-    pub(super) fn start() -> io::Result<Self> {
+    pub(crate) fn start() -> io::Result<Self> {
         let lanes = Arc::default();
         let (shared, queue) = Lane::new();
         thread::Builder::new()
@@ -69,7 +69,7 @@ impl Closing {
     }
 
     /// Queues what `uid`, or nobody known, sent, waiting for room.
-    pub(super) async fn close(&self, uid: Option<Uid>, descriptors: Vec<OwnedFd>) {
+    pub(crate) async fn close(&self, uid: Option<Uid>, descriptors: Vec<OwnedFd>) {
         let Ok(count @ 1..) = u32::try_from(descriptors.len().min(ROOM)) else { return };
         let lane = self.lane_of(uid);
         // Never closed, so there is always a permit in the end.

@@ -11,6 +11,7 @@ use prost::Message as _;
 use prost_types::Timestamp;
 
 use crate::core::{IssueRequest, Named, PutRequest, RegisterRequest};
+use crate::door::postgres::handoff::OpenRequest;
 use crate::handle::{HandleId, TokenHash};
 use crate::rpc::convert::{self, Bad};
 
@@ -32,8 +33,7 @@ pub(crate) enum Verb {
     Renew(Option<TokenHash>, Option<Duration>),
     Revoke(Named),
     Describe(Option<TokenHash>),
-    /// It comes with the door's handoff; until then nothing of it is looked at.
-    Open,
+    Open(OpenRequest),
     Register(RegisterRequest),
     Reveal(Option<TokenHash>),
     Put(PutRequest),
@@ -79,11 +79,17 @@ fn verb(asked: Message) -> Result<Verb, Bad> {
             None => return Err(Bad { field: "handle", must: "be given, by token or id" }),
         }),
         Message::Describe(describe) => Verb::Describe(TokenHash::of(&describe.token)),
-        Message::Open(_) => Verb::Open,
+        Message::Open(open) => Verb::Open(self::open(open)?),
         Message::Register(given) => Verb::Register(register(given)?),
         Message::Reveal(reveal) => Verb::Reveal(TokenHash::of(&reveal.token)),
         Message::Put(given) => Verb::Put(put(given)?),
     })
+}
+
+fn open(given: v1::OpenRequest) -> Result<OpenRequest, Bad> {
+    let parameters = given.startup.into_iter().map(|setting| (setting.name, setting.value));
+    OpenRequest::new(TokenHash::of(&given.token), given.database, parameters.collect())
+        .map_err(|(field, must)| Bad { field, must })
 }
 
 fn register(given: v1::RegisterRequest) -> Result<RegisterRequest, Bad> {

@@ -35,7 +35,7 @@ fn reason(why: &Why) -> Reason {
         }
         Why::UpstreamUntrusted => Reason::UpstreamUntrusted,
         Why::AuditUnavailable => Reason::AuditUnavailable,
-        Why::HandoffUnsupported => Reason::HandoffUnsupported,
+        Why::HandoffUnsupported(_) => Reason::HandoffUnsupported,
         Why::Unsupported(_) => Reason::Unsupported,
         Why::Internal(_) => Reason::Internal,
     }
@@ -60,7 +60,7 @@ mod tests {
             Why::UpstreamRefused(ConnectionName::parse("main_db").unwrap()),
             Why::UpstreamUntrusted,
             Why::AuditUnavailable,
-            Why::HandoffUnsupported,
+            Why::HandoffUnsupported("x"),
             Why::Unsupported("x"),
             Why::Internal("x"),
             Why::PeerExited,

@@ -38,7 +38,7 @@ fn code(why: &Why) -> Code {
         Why::HandleExpired | Why::Suspended | Why::UpstreamUntrusted => Code::FailedPrecondition,
         Why::LimitReached { .. } => Code::ResourceExhausted,
         Why::Draining | Why::UpstreamUnreachable | Why::AuditUnavailable => Code::Unavailable,
-        Why::HandoffUnsupported | Why::Unsupported(_) => Code::Unimplemented,
+        Why::HandoffUnsupported(_) | Why::Unsupported(_) => Code::Unimplemented,
         Why::UpstreamRefused(_)
         | Why::UpstreamHeld { .. }
         | Why::NoCredential(_)
@@ -60,7 +60,7 @@ mod tests {
             Why::limit("sessions"),
             Why::Suspended,
             Why::Draining,
-            Why::HandoffUnsupported,
+            Why::HandoffUnsupported("x"),
             Why::UpstreamUnreachable,
             Why::UpstreamUntrusted,
             Why::AuditUnavailable,

@@ -10,7 +10,7 @@
 
 use std::fmt;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use rustix::net::{Shutdown, shutdown};
@@ -74,6 +74,8 @@ impl fmt::Display for CutReason {
 pub(crate) enum Lifeline {
     /// A duplicate of the link to the server; a relay holds it, and the client's socket.
     Relayed(OwnedFd),
+    /// A duplicate of the link that the client has itself: its end is the client's.
+    HandedOff(OwnedFd),
 }
 
 /// Ends one session.
@@ -95,7 +97,7 @@ impl Cut {
 
     /// What there is to shut down from now on.
     pub(crate) fn hold(&self, lifeline: Lifeline) {
-        *self.lifeline.lock().unwrap_or_else(PoisonError::into_inner) = Some(lifeline);
+        *self.lifeline() = Some(lifeline);
     }
 
     /// There is no client to wait for.
@@ -106,7 +108,7 @@ impl Cut {
     /// The session is over.
     pub(crate) fn end(&self) {
         // A duplicate would keep the link open.
-        *self.lifeline.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.lifeline() = None;
         self.client_dead.cancel();
         self.ended.cancel();
     }
@@ -117,18 +119,23 @@ impl Cut {
     }
 
     fn let_go(&self) {
+        if let Some(Lifeline::HandedOff(link)) = &*self.lifeline() {
+            let _ = shutdown(link, Shutdown::Both);
+            self.client_dead.cancel();
+        }
         self.let_go.cancel();
     }
 
     fn shut_down(&self) {
-        match &*self.lifeline.lock().unwrap_or_else(PoisonError::into_inner) {
-            Some(Lifeline::Relayed(link)) => {
-                // Fails only when the server was faster.
-                let _ = shutdown(link, Shutdown::Both);
-            }
-            None => {}
+        if let Some(Lifeline::Relayed(link)) = &*self.lifeline() {
+            // Fails only when the server was faster.
+            let _ = shutdown(link, Shutdown::Both);
         }
         self.shut_down.cancel();
+    }
+
+    fn lifeline(&self) -> MutexGuard<'_, Option<Lifeline>> {
+        self.lifeline.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Returns when the session is to end.

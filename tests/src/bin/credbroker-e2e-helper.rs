@@ -14,8 +14,9 @@ use clap::Parser;
 use credbroker_e2e::frontend::Frontend;
 use credbroker_e2e::handles::{Handles, Refusal};
 use credbroker_e2e::identity::{Identity, pass_descriptor};
+use credbroker_e2e::packet::Packets;
 use credbroker_e2e::postgres;
-use credbroker_proto::v1::{Bind, IssueHandleRequest};
+use credbroker_proto::v1::{Bind, IssueHandleRequest, Refused};
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
 use rustix::process::{Signal, getpid, kill_process};
@@ -65,6 +66,14 @@ enum Role {
         /// What to connect to.
         sockets: Vec<PathBuf>,
     },
+    /// Takes an authenticated socket, passes it on over its standard input, and stays until that
+    /// ends.
+    Take {
+        /// The connection.
+        connection: String,
+        /// The packet socket.
+        socket: PathBuf,
+    },
     /// Passes listening sockets on as systemd does, and becomes COMMAND.
     Activate {
         /// `NAME=PATH` of a socket to listen on.
@@ -88,6 +97,7 @@ fn main() -> ExitCode {
             hold_handle(&connection, &bind, &socket, &door)
         }
         Role::Lend { sockets } => lend(&sockets),
+        Role::Take { connection, socket } => take(&connection, &socket),
         Role::Flood { count, sockets } => flood(count, &sockets),
         Role::Activate { sockets, group, command } => activate(&sockets, group, &command),
     };
@@ -139,6 +149,15 @@ fn hold_handle(connection: &str, bind: &str, socket: &Path, door: &Path) -> io::
     io::stdin().read_to_end(&mut Vec::new())?;
     drop(session);
     Ok(())
+}
+
+fn take(connection: &str, socket: &Path) -> io::Result<()> {
+    let packets = Packets::connect(&Identity::own(), socket)?;
+    let refused = |refused: Refused| io::Error::other(refused.message);
+    let token = packets.issue(connection).map_err(refused)?.token;
+    let taken = packets.open(&token).map_err(refused)?;
+    pass_descriptor(io::stdin(), taken.socket)?;
+    io::stdin().read_to_end(&mut Vec::new()).map(drop)
 }
 
 fn lend(sockets: &[PathBuf]) -> io::Result<()> {

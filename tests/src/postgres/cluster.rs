@@ -33,6 +33,15 @@ impl Cluster {
     /// When that fails; the message has what PostgreSQL said.
     #[must_use]
     pub fn start(directory: &Path) -> Self {
+        Self::start_with(directory, &rules(), &[])
+    }
+
+    /// The same with this `pg_hba.conf` and, beyond its own, these settings.
+    ///
+    /// # Panics
+    /// When that fails; the message has what PostgreSQL said.
+    #[must_use]
+    pub fn start_with(directory: &Path, hba: &str, more: &[(&str, &str)]) -> Self {
         let owner = owner();
         let programs = programs();
         let home = directory.join("pg");
@@ -68,7 +77,7 @@ impl Cluster {
         fs::set_permissions(&ca_file, fs::Permissions::from_mode(0o644)).expect("chmod");
         write_for(&owner, &data.join("server.crt"), &identity.certificate, 0o600).expect("a file");
         write_for(&owner, &data.join("server.key"), &identity.key, 0o600).expect("a file");
-        write_for(&owner, &data.join("pg_hba.conf"), &rules(), 0o600).expect("a file");
+        write_for(&owner, &data.join("pg_hba.conf"), hba, 0o600).expect("a file");
 
         let log = home.join("pg.err");
         for _attempt in 0..5 {
@@ -83,6 +92,9 @@ impl Cluster {
             let mut command = owner.command_with_death_signal(programs.join("postgres"), "INT");
             command.arg("-D").arg(&data);
             for (key, value) in settings(&socket_dir, port) {
+                command.arg("-c").arg(format!("{key}={value}"));
+            }
+            for (key, value) in more {
                 command.arg("-c").arg(format!("{key}={value}"));
             }
             let mut process = Process::start("pg", &mut command, &home);

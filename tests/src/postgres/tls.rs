@@ -13,6 +13,12 @@ pub struct TlsIdentity {
 }
 
 impl TlsIdentity {
+    /// The key of the server's certificate, as PEM.
+    #[must_use]
+    pub fn key(&self) -> &str {
+        &self.key
+    }
+
     /// Makes new ones.
     ///
     /// # Panics

@@ -9,6 +9,7 @@ use credbroker_e2e::broker::{Broker, Setup, Via};
 use credbroker_e2e::canary::Canary;
 use credbroker_e2e::frontend::Session;
 use credbroker_e2e::identity::Identity;
+use credbroker_e2e::middleman::Middleman;
 use credbroker_e2e::postgres::{Method, Server};
 use credbroker_e2e::proxy::LoginProxy;
 use credbroker_proto::v1::ValidateConnectionRequest;
@@ -56,6 +57,29 @@ fn a_login_is_bound_to_the_tls_channel() {
         let broker = setup.set("connections.main_db.channel_binding", binding).start();
         assert_eq!(session(&broker).query("SELECT 1").expect("a query"), [["1"]]);
         assert_eq!(method(&broker), expected, "{binding}");
+    }
+}
+
+#[test]
+fn who_stands_between_with_a_trusted_certificate_is_found_out() {
+    let database = Server::shared().database();
+    let middleman = Middleman::start(database.server());
+    for (binding, expected) in [
+        ("prefer", Some("UPSTREAM_UNTRUSTED")),
+        ("require", Some("UPSTREAM_UNTRUSTED")),
+        // The control: without binding nobody notices.
+        ("disable", None),
+    ] {
+        let setup = Broker::usual_setup(&database, Via::Tls)
+            .set("connections.main_db.port", i64::from(middleman.port))
+            .set("connections.main_db.channel_binding", binding);
+        let roots = setup.broker_file("etc/roots.pem", &middleman.roots);
+        let roots = roots.to_str().expect("an ASCII path").to_owned();
+        let broker = setup.set("connections.main_db.tls.ca_file", roots.as_str()).start();
+        match expected {
+            Some(reason) => assert_eq!(refused(&broker, &token(&broker)), reason, "{binding}"),
+            None => drop(session(&broker)),
+        }
     }
 }
 

@@ -18,7 +18,7 @@ use credbroker_e2e::packet::{MAX_DESCRIPTORS, Packets, describe, issue, memfd, r
 use credbroker_e2e::postgres::{Database, Server};
 use credbroker_proto::v1::packet_reply::Reply;
 use credbroker_proto::v1::packet_request::Request;
-use credbroker_proto::v1::{OpenRequest, PutRequest, Reason, Refused, RegisterRequest};
+use credbroker_proto::v1::{PutRequest, Reason, Refused, RegisterRequest};
 use credbroker_proto::{MAX_PACKET, MAX_SECRET};
 use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 use rustix::net::{AddressFamily, SendFlags, Shutdown, SocketFlags, SocketType, shutdown};
@@ -94,9 +94,8 @@ fn the_fast_path_has_the_verbs_of_the_service() {
     assert_eq!(packets.revoke(&issued.token).expect("the holder"), 1);
     let gone = packets.describe(&issued.token).expect_err("it is gone");
     assert_eq!(reason(&gone), Reason::HandleInvalid);
-    let open = Request::Open(OpenRequest { token: issued.token, ..Default::default() });
-    let open = packets.call(open, &[]).expect_err("not here yet");
-    assert_eq!(reason(&open), Reason::HandoffUnsupported, "{open:?}");
+    let open = packets.open(&issued.token).expect_err("it is gone");
+    assert_eq!(reason(&open), Reason::HandleInvalid, "{open:?}");
     let wrong = packets.issue("no_such_db").expect_err("no such connection");
     assert_eq!(reason(&wrong), Reason::AccessDenied);
     let last = || broker.audit().of("access.denied").pop().and_then(|last| last.number("seq"));

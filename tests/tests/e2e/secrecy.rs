@@ -14,7 +14,7 @@ use credbroker_e2e::holder::Holder;
 use credbroker_e2e::identity::{Identity, several_or_say};
 use credbroker_e2e::memory::{self, Scan};
 use credbroker_e2e::packet::{Packets, memfd};
-use credbroker_e2e::postgres::{Database, Server};
+use credbroker_e2e::postgres::{Database, Method, Server};
 use credbroker_e2e::process::{Process, output, transcript};
 use credbroker_e2e::worker::Worker;
 use credbroker_proto::v1::{PutRequest, RegisterRequest};
@@ -241,6 +241,37 @@ fn g2_a_thousand_logins_leave_one_copy() {
             control.len()
         );
         assert_files_clean(&broker, &database);
+    }
+}
+
+#[test]
+fn g2_a_password_that_is_sent_leaves_no_copy() {
+    if !several_or_say("memory of other processes can be read") {
+        return;
+    }
+    for (method, named) in [(Method::Md5, "md5"), (Method::Password, "password")] {
+        let database = Server::shared().database();
+        database.ask_for(method);
+        let patterns = [database.canary().patterns(), database.md5_patterns()].concat();
+        for backend in ["auto", "memfd"] {
+            let broker = Broker::usual_setup(&database, Via::Tls)
+                .set("arena.backend", backend)
+                .set("limits.rate_per_second", 10_000_i64)
+                .set("connections.main_db.require_auth", [named])
+                .start();
+            let client = Identity::client();
+            let token = broker.handles(&client).issue("main_db").expect("a grant").token;
+            crowd(100, || {
+                broker.session(&client, "main_db", &token).query("SELECT 1").expect("a query");
+            });
+            let _open = broker.session(&client, "main_db", &token);
+            let found = assert_only_in_arena(&broker, &patterns);
+            if backend == "memfd" {
+                assert!(found.in_arena() > 0, "the control: it is in the arena");
+            }
+            let in_core = in_a_core(&broker, broker.pid(), &patterns);
+            assert!(in_core.is_empty(), "{named}: {in_core:?}");
+        }
     }
 }
 

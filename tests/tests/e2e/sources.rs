@@ -322,8 +322,8 @@ fn the_keeper_holds_no_secret_and_nothing_else() {
     assert!(control.in_arena() > 0, "{control:?}");
 
     let open = fs::read_dir(format!("/proc/{keeper}/fd")).expect("its descriptors").count();
-    assert_eq!(open, 4, "nothing, nothing, standard error, the socket");
-    assert_eq!(status(keeper, "Threads"), "1");
+    assert_eq!(open, 5, "nothing, nothing, standard error, the socket, the channel");
+    assert_eq!(status(keeper, "Threads"), "2", "for programs, and for sockets");
     for pid in [keeper, broker.pid()] {
         assert_eq!(status(pid, "NoNewPrivs"), "1");
         assert_eq!(status(pid, "Seccomp"), "2");

@@ -4,19 +4,17 @@
 #![forbid(unsafe_code)]
 
 use std::io;
-use std::time::Instant;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use zeroize::Zeroizing;
 
-use super::attempt::log_in_for;
-use super::backend::{Authenticated, LoginFault};
+use super::backend::Authenticated;
 use super::codec::{self, BadStartup, First, Startup};
 use super::spares::Spares;
-use super::{fault, sqlstate};
+use super::{entry, sqlstate};
 use crate::connection::Connection;
 use crate::core::{Opening, Permit, Refusal, Session, Why};
-use crate::door::login::{Asked, Protocol, UpstreamFault};
+use crate::door::login::{Asked, Protocol, UpstreamFault, Wanted};
 use crate::door::relay::gone;
 use crate::handle::TokenHash;
 use crate::session::{ClientKey, KeyLength, Lifeline};
@@ -100,17 +98,6 @@ fn bad_startup(bad: BadStartup) -> (&'static str, &'static str) {
 }
 
 impl Frontend {
-    /// What the server is told: all that the client set, but not who it is.
-    fn parameters(&self) -> Vec<(String, String)> {
-        let mut parameters = self.startup.parameters.clone();
-        if let Some(replication) =
-            self.startup.replication.as_ref().filter(|value| !is_false(value))
-        {
-            parameters.push(("replication".to_owned(), replication.clone()));
-        }
-        parameters
-    }
-
     async fn password(&mut self) -> io::Result<Option<TokenHash>> {
         self.socket.write_all(&codec::ask_cleartext_password()).await?;
         let mut header = [0; 5];
@@ -134,24 +121,14 @@ impl Protocol for Frontend {
     type Upstream = Authenticated;
 
     fn asked(&self) -> Asked<'_> {
-        Asked { connection: &self.startup.user, database: self.startup.database.as_deref() }
+        Asked {
+            connection: Wanted::Named(&self.startup.user),
+            database: self.startup.database.as_deref(),
+        }
     }
 
     fn objection(&self, connection: &Connection) -> Option<Why> {
-        if let Some(replication) = &self.startup.replication
-            && !connection.replication
-            && !is_false(replication)
-        {
-            return Some(Why::Unsupported(
-                "replication (set replication = true for the connection)",
-            ));
-        }
-        let refused =
-            self.startup.parameters.iter().any(|(name, _)| !connection.startup.allows(name));
-        refused.then_some(Why::InvalidRequest {
-            field: "startup parameters",
-            must: "be among those that the connection's `startup` key allows",
-        })
+        entry::objection(&self.startup, connection)
     }
 
     async fn ask_token(&mut self) -> io::Result<Option<TokenHash>> {
@@ -163,21 +140,7 @@ impl Protocol for Frontend {
     }
 
     async fn log_in(&mut self, opening: &Opening) -> Result<Authenticated, UpstreamFault> {
-        let connection = opening.connection();
-        let parameters = self.parameters();
-        if let Some(spare) = self.spares.take(opening, &parameters).await {
-            return Ok(spare);
-        }
-        let began = Instant::now();
-        let login = log_in_for(opening, &parameters);
-        let answer = tokio::select! {
-            answer = login => answer,
-            () = gone(&self.socket) => return Err(UpstreamFault::Abandoned),
-        };
-        if answer.is_ok() {
-            opening.metrics().upstream_connect(&connection.name, began.elapsed());
-        }
-        answer.map_err(|fault| upstream_fault(fault, opening))
+        entry::log_in_for(&self.startup, opening, &self.spares, gone(&self.socket)).await
     }
 
     fn lifeline(upstream: &Authenticated) -> io::Result<Lifeline> {
@@ -195,7 +158,7 @@ impl Protocol for Frontend {
         upstream: &mut Authenticated,
     ) -> io::Result<()> {
         self.socket.write_all(&upstream.prelude.for_client(session.client_key())).await?;
-        self.spares.came_in(session, &self.parameters());
+        self.spares.came_in(session, &entry::parameters(&self.startup));
         Ok(())
     }
 
@@ -209,25 +172,4 @@ impl Protocol for Frontend {
         let _ = self.socket.try_write(error);
         let _ = self.socket.shutdown().await;
     }
-}
-
-/// A proven server's own words are the client's to read; everything else is told in ours.
-fn upstream_fault(fault: LoginFault, opening: &Opening) -> UpstreamFault {
-    let connection = &opening.connection().name;
-    let (reason, why) = fault::explain(&fault, connection);
-    opening.metrics().upstream_error(connection, reason);
-    match fault {
-        LoginFault::Server { message, .. } => UpstreamFault::Theirs(message),
-        LoginFault::Dial(_)
-        | LoginFault::Link(_)
-        | LoginFault::Untrusted(_)
-        | LoginFault::Refused(_)
-        | LoginFault::Held { .. }
-        | LoginFault::Unproven(_) => UpstreamFault::Ours { reason, why },
-    }
-}
-
-/// As the server reads a boolean setting.
-fn is_false(value: &str) -> bool {
-    ["0", "off", "no", "false", "f", "n"].iter().any(|word| word.eq_ignore_ascii_case(value))
 }

@@ -60,7 +60,7 @@ fn code(why: &Why) -> &'static str {
         | Why::NoCredential(_)
         | Why::UpstreamUntrusted
         | Why::AuditUnavailable => "08006",
-        Why::HandoffUnsupported | Why::Unsupported(_) => "0A000",
+        Why::HandoffUnsupported(_) | Why::Unsupported(_) => "0A000",
         Why::Internal(_) => "XX000",
     }
 }

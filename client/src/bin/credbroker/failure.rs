@@ -161,6 +161,7 @@ fn classify(error: &Error) -> (Exit, &'static str, Option<&'static str>) {
             "PROTOCOL",
             Some("use versions of credbroker and credbrokerd that belong together"),
         ),
+        Error::Database { .. } => (Exit::Unavailable, "DATABASE", None),
         Error::Configuration { .. } => (Exit::Config, "CONFIGURATION", None),
         Error::InvalidToken => {
             (Exit::Usage, "INVALID_TOKEN", Some("a token is cbh_ and 43 characters, on one line"))

@@ -50,7 +50,7 @@ pub(super) fn prove(challenge: Challenge, credential: &Credential) -> Option<Pro
 }
 
 /// Everything in here but the proof and the signature is as good as the password.
-pub(super) fn compute(
+fn compute(
     challenge: &Challenge,
     credential: &Credential,
 ) -> Option<((Hash, Hash), Option<crate::arena::Slot>)> {
@@ -84,13 +84,13 @@ pub(super) fn compute(
 }
 
 /// SaltedPassword (RFC 5802 §3).
-fn salted(password: &[u8], salt: &[u8], iterations: NonZeroU32, place: &mut [u8]) {
+pub(super) fn salted(password: &[u8], salt: &[u8], iterations: NonZeroU32, place: &mut [u8]) {
     let prepared = sasl_prepared(password);
     let password = prepared.as_ref().map_or(password, |text| text.as_bytes());
     pbkdf2::derive(pbkdf2::PBKDF2_HMAC_SHA256, iterations, salt, password, place);
 }
 
-fn from_salted(salted: &[u8], auth_message: &[u8]) -> (Hash, Hash) {
+pub(super) fn from_salted(salted: &[u8], auth_message: &[u8]) -> (Hash, Hash) {
     let key = hmac::Key::new(hmac::HMAC_SHA256, salted);
     let (mut client, mut server) =
         (Zeroizing::new([0; SHA256_LEN]), Zeroizing::new([0; SHA256_LEN]));
