@@ -50,18 +50,20 @@ struct Outcome {
 }
 
 fn modes(authority: &Authority) -> Vec<Mode> {
-    let trusted = authority.sign("localhost");
+    let trusted = || Some(authority.sign("localhost"));
     vec![
-        mode("disable", None, false),
-        Mode { unix: true, ..mode("unix", None, false) },
-        mode("verify-full", Some(trusted), true),
+        mode("disable", None),
+        Mode { unix: true, ..mode("unix", None) },
+        mode("verify-full", trusted()),
     ]
 }
 
-fn mode(name: &'static str, tls: Option<ServerTls>, verified: bool) -> Mode {
+fn mode(name: &'static str, tls: Option<ServerTls>) -> Mode {
     let tls_mode = if name == "unix" { "disable" } else { name };
     let keys = vec![("tls.mode", tls_mode.into())];
-    Mode { name, keys, unix: false, asks_tls: tls.is_some(), verified, tls }
+    let authority = ["verify-ca", "verify-full"].contains(&name);
+    let verified = name == "verify-full";
+    Mode { name, keys, unix: false, asks_tls: tls.is_some(), authority, verified, tls }
 }
 
 /// Adds a connection to a rogue: with the true user and password of `main_db`.
@@ -75,7 +77,7 @@ fn connect(setup: Setup, name: &str, database: &Database, rogue: &Rogue, mode: &
         .set(&key("host"), rogue.host())
         .set(&key("port"), i64::from(rogue.port()))
         .set(&key("secret.file"), secret.to_str().expect("an ASCII path"));
-    let setup = if mode.verified {
+    let setup = if mode.authority {
         setup.set(&key("tls.ca_file"), ca_file.to_str().expect("an ASCII path"))
     } else {
         setup
@@ -146,6 +148,9 @@ fn fault(bout: &Bout, outcome: &Outcome, evidence: &Evidence) -> Option<String> 
     let found = evidence.found_in(&record);
     if !found.is_empty() {
         return Some(format!("the rogue was sent {found:?}"));
+    }
+    if bout.case.nothing_in.contains(&bout.mode) && !record.opened.is_empty() {
+        return Some("something was sent to a server with that certificate".to_owned());
     }
     if record.dropped > 0 {
         return Some(format!("the rogue was sent {} bytes too many", record.dropped));

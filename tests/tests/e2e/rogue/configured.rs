@@ -44,6 +44,7 @@ fn question(mode: &Mode, method: &str, kind: u32, named: &[&str]) -> Case {
         },
         expected,
         tls: None,
+        nothing_in: &[],
     }
 }
 
