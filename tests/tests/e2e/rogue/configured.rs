@@ -71,7 +71,7 @@ fn g6_a_server_gets_what_require_auth_names_and_nothing_else() {
                 let rogue = Rogue::start(&place, mode.tls.clone(), script);
                 setup = connect(setup, &connection, &database, &rogue, &mode)
                     .set(&format!("connections.{connection}.require_auth"), named);
-                let given = named.contains(&method).then_some(secrets).unwrap_or_default();
+                let given: &[&str] = if named.contains(&method) { secrets } else { &[] };
                 let (mode, verified) = (mode.name, mode.verified);
                 bouts.push((Bout { connection, mode, verified, case, rogue }, given));
             }
