@@ -19,6 +19,8 @@ pub struct Mode {
     pub unix: bool,
     /// Whether the broker begins with SSLRequest.
     pub asks_tls: bool,
+    /// Whether the broker is told which authority the rogue's certificate is of.
+    pub authority: bool,
     /// Whether the rogue's usual certificate proves its name.
     pub verified: bool,
     /// The rogue's usual certificate.
@@ -127,6 +129,8 @@ pub struct Case {
     pub expected: Expected,
     /// A certificate other than the usual one.
     pub tls: Option<ServerTls>,
+    /// The modes in which that certificate ends it: nothing is sent through TLS.
+    pub nothing_in: &'static [&'static str],
 }
 
 impl Case {

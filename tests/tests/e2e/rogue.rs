@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use credbroker_e2e::assert_eventually;
 use credbroker_e2e::broker::{Broker, Grant, Setup, Via};
-use credbroker_e2e::frontend::LoginError;
+use credbroker_e2e::frontend::{LoginError, ssl_request};
 use credbroker_e2e::identity::Identity;
 use credbroker_e2e::postgres::{Database, Server};
 use credbroker_e2e::rogue::{
@@ -50,18 +50,20 @@ struct Outcome {
 }
 
 fn modes(authority: &Authority) -> Vec<Mode> {
-    let trusted = authority.sign("localhost");
+    let trusted = || Some(authority.sign("localhost"));
     vec![
-        mode("disable", None, false),
-        Mode { unix: true, ..mode("unix", None, false) },
-        mode("verify-full", Some(trusted), true),
+        mode("disable", None),
+        Mode { unix: true, ..mode("unix", None) },
+        mode("verify-full", trusted()),
     ]
 }
 
-fn mode(name: &'static str, tls: Option<ServerTls>, verified: bool) -> Mode {
+fn mode(name: &'static str, tls: Option<ServerTls>) -> Mode {
     let tls_mode = if name == "unix" { "disable" } else { name };
     let keys = vec![("tls.mode", tls_mode.into())];
-    Mode { name, keys, unix: false, asks_tls: tls.is_some(), verified, tls }
+    let authority = ["verify-ca", "verify-full"].contains(&name);
+    let verified = name == "verify-full";
+    Mode { name, keys, unix: false, asks_tls: tls.is_some(), authority, verified, tls }
 }
 
 /// Adds a connection to a rogue: with the true user and password of `main_db`.
@@ -75,7 +77,7 @@ fn connect(setup: Setup, name: &str, database: &Database, rogue: &Rogue, mode: &
         .set(&key("host"), rogue.host())
         .set(&key("port"), i64::from(rogue.port()))
         .set(&key("secret.file"), secret.to_str().expect("an ASCII path"));
-    let setup = if mode.verified {
+    let setup = if mode.authority {
         setup.set(&key("tls.ca_file"), ca_file.to_str().expect("an ASCII path"))
     } else {
         setup
@@ -146,6 +148,10 @@ fn fault(bout: &Bout, outcome: &Outcome, evidence: &Evidence) -> Option<String> 
     let found = evidence.found_in(&record);
     if !found.is_empty() {
         return Some(format!("the rogue was sent {found:?}"));
+    }
+    // Before TLS there is SSLRequest.
+    if bout.case.nothing_in.contains(&bout.mode) && record.opened.len() > ssl_request().len() {
+        return Some("something was sent to a server with that certificate".to_owned());
     }
     if record.dropped > 0 {
         return Some(format!("the rogue was sent {} bytes too many", record.dropped));
@@ -222,7 +228,7 @@ fn g6_no_server_gets_anything_by_asking_lying_or_stalling() {
     let grown = status_kb(&broker, "VmHWM:").saturating_sub(before);
 
     let outcomes = outcomes.into_inner().expect("no panic");
-    print_table(&outcomes);
+    println!("{}", table(&outcomes));
     println!(
         "{} bouts in {took:.1?}; the broker's peak grew by {grown} kB; meanwhile {served} logins \
          with a query took at most {slowest:.1?} (before {quiet:.1?}, after {after:.1?})",
@@ -250,17 +256,18 @@ fn g6_no_server_gets_anything_by_asking_lying_or_stalling() {
     assert!(!evidence.found_in(&record).is_empty());
 }
 
-fn print_table(outcomes: &[(&Bout, Outcome)]) {
+/// Case by case, what the client was told in each mode, and when.
+fn table(outcomes: &[(&Bout, Outcome)]) -> String {
     let mut rows: BTreeMap<&str, BTreeMap<&str, String>> = BTreeMap::new();
     for (bout, outcome) in outcomes {
         let reason = outcome.answer.split_once("[R]").map_or(outcome.answer.as_str(), |(_, r)| r);
-        let reason: String = reason.trim_start_matches("UPSTREAM_").chars().take(20).collect();
-        let cell = format!("{reason} {:.0?}", outcome.took).replace('\n', " ");
+        let reason = reason.split('[').next().unwrap_or_default().trim_start_matches("UPSTREAM_");
+        let told = if reason.is_empty() { "its own words" } else { reason };
+        let cell = format!("{}: {told} {:.0?}", bout.mode, outcome.took);
         rows.entry(&bout.case.name).or_default().insert(bout.mode, cell);
     }
-    for (case, cells) in rows {
-        let cells: Vec<String> =
-            cells.iter().map(|(mode, cell)| format!("{mode}: {cell}")).collect();
-        println!("{case:<44} {}", cells.join(" | "));
-    }
+    let row = |(case, cells): (&str, BTreeMap<&str, String>)| {
+        format!("{case:<44} {}", cells.into_values().collect::<Vec<_>>().join(" | "))
+    };
+    rows.into_iter().map(row).collect::<Vec<_>>().join("\n")
 }

@@ -37,9 +37,14 @@ fn question(mode: &Mode, method: &str, kind: u32, named: &[&str]) -> Case {
         name: format!("{method} of {named:?} in {}", mode.name),
         until: Phase::Started,
         say: Arc::new(move |_| bytes.clone()),
-        then: if named.contains(&method) { Then::Answer } else { Then::Hold },
+        then: match (named.contains(&method), kind) {
+            (true, 0) => Then::Close,
+            (true, _) => Then::Answer,
+            (false, _) => Then::Hold,
+        },
         expected,
         tls: None,
+        nothing_in: &[],
     }
 }
 
@@ -66,7 +71,7 @@ fn g6_a_server_gets_what_require_auth_names_and_nothing_else() {
                 let rogue = Rogue::start(&place, mode.tls.clone(), script);
                 setup = connect(setup, &connection, &database, &rogue, &mode)
                     .set(&format!("connections.{connection}.require_auth"), named);
-                let given = named.contains(&method).then_some(secrets).unwrap_or_default();
+                let given: &[&str] = if named.contains(&method) { secrets } else { &[] };
                 let (mode, verified) = (mode.name, mode.verified);
                 bouts.push((Bout { connection, mode, verified, case, rogue }, given));
             }

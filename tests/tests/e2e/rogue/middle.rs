@@ -37,8 +37,7 @@ fn g6_who_relays_a_login_learns_one_proof_and_cannot_use_it() {
     let middle = Middle::new();
     let rogue = Rogue::start(&Place::Tcp, None, middle.script(database.server()));
     let setup = setup(&database, &Authority::generate());
-    let broker =
-        connect(setup, "rogue-0", &database, &rogue, &mode("disable", None, false)).start();
+    let broker = connect(setup, "rogue-0", &database, &rogue, &mode("disable", None)).start();
 
     // Without TLS nothing tells him from the server: the session is his to read. The credential
     // is not.
@@ -96,7 +95,7 @@ fn g6_over_tls_a_relay_needs_the_name_and_with_binding_the_key() {
         let script = middle.script(database.server());
         let rogue = Rogue::start(&Place::Tcp, Some(attempt.tls.clone()), script);
         let name = format!("rogue-{number}");
-        let mode = mode("verify-full", Some(attempt.tls.clone()), true);
+        let mode = mode("verify-full", Some(attempt.tls.clone()));
         setup = connect(setup, &name, &database, &rogue, &mode)
             .set(&format!("connections.{name}.channel_binding"), attempt.binding);
         stage.push((name, attempt, middle, rogue));

@@ -73,17 +73,20 @@ impl Stage {
     }
 
     /// Ends a session by revoking its handle, and gives what its client still reads, and how
-    /// soon it reads the end.
+    /// soon it reads the end: before the answer to who revokes, which waits for the server too.
     fn cut(&self, session: &Session, token: &str) -> (Vec<u8>, Duration) {
+        let service = self.broker.handles(&Identity::client());
         let revoked = Instant::now();
-        self.broker.handles(&Identity::client()).revoke(token).expect("it is ours");
-        let mut rest = Vec::new();
-        match session.frontend.stream().read_to_end(&mut rest) {
-            Ok(_) => {}
-            Err(error) if error.kind() == ErrorKind::ConnectionReset => {}
-            Err(error) => panic!("the client still waits: {error}"),
-        }
-        (rest, revoked.elapsed())
+        thread::scope(|scope| {
+            scope.spawn(|| service.revoke(token).expect("it is ours"));
+            let mut rest = Vec::new();
+            match session.frontend.stream().read_to_end(&mut rest) {
+                Ok(_) => {}
+                Err(error) if error.kind() == ErrorKind::ConnectionReset => {}
+                Err(error) => panic!("the client still waits: {error}"),
+            }
+            (rest, revoked.elapsed())
+        })
     }
 
     /// Runs `attack` while another session works, and gives the slowest query of that one.
@@ -111,7 +114,7 @@ impl Stage {
     }
 }
 
-/// Takes a server's bytes apart. `Err` with the type of what is not whole, at the end.
+/// Takes a server's bytes apart: the types of its messages, and of the one that is not whole.
 fn take_apart(bytes: &[u8]) -> (Vec<u8>, Option<u8>) {
     let (mut tags, mut rest) = (Vec::new(), bytes);
     while let Some(([tag, length @ ..], body)) = rest.split_first_chunk::<5>() {
