@@ -90,14 +90,37 @@ pub(crate) enum Host {
 pub(crate) enum Tls {
     /// Plaintext.
     Disable,
-    /// The certificate is checked against the roots and the name.
-    VerifyFull {
+    /// TLS or nothing.
+    Required {
+        check: Check,
         config: Arc<ClientConfig>,
         name: ServerName<'static>,
         ca_file: Option<PathBuf>,
         /// Tells sets of roots apart.
         roots: RootsId,
     },
+}
+
+/// What is checked of a server's certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Check {
+    /// Mode `require`: any certificate. Whoever is on the way can be the server.
+    Nothing,
+    /// Mode `verify-ca`: a root has signed it, for whatever name.
+    Chain,
+    /// Mode `verify-full`: a root has signed it, for the host's name.
+    ChainAndName,
+}
+
+impl Check {
+    /// libpq's name of the mode.
+    pub(crate) fn mode(self) -> &'static str {
+        match self {
+            Self::Nothing => "require",
+            Self::Chain => "verify-ca",
+            Self::ChainAndName => "verify-full",
+        }
+    }
 }
 
 /// What a client may set in its startup message.
@@ -187,6 +210,11 @@ impl Connection {
         matches!((&self.host, &self.tls), (Host::Tcp { .. }, Tls::Disable))
     }
 
+    /// Whether TLS is spoken with whoever answers, because nothing of the certificate is checked.
+    pub(crate) fn is_unverified_tls(&self) -> bool {
+        matches!(self.tls, Tls::Required { check: Check::Nothing, .. })
+    }
+
     /// The database that a client gets for what it asked: absent, or the connection's own name,
     /// mean the configured one.
     pub(crate) fn database(&self, asked: Option<&str>) -> Option<AllowedDatabase> {
@@ -210,10 +238,10 @@ impl Tls {
         match (self, other) {
             (Self::Disable, Self::Disable) => true,
             (
-                Self::VerifyFull { name, roots, .. },
-                Self::VerifyFull { name: other_name, roots: other_roots, .. },
-            ) => name == other_name && roots == other_roots,
-            (Self::Disable | Self::VerifyFull { .. }, _) => false,
+                Self::Required { check, name, roots, .. },
+                Self::Required { check: other_check, name: other_name, roots: other_roots, .. },
+            ) => check == other_check && name == other_name && roots == other_roots,
+            (Self::Disable | Self::Required { .. }, _) => false,
         }
     }
 }
@@ -244,7 +272,9 @@ impl fmt::Debug for Tls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Disable => f.write_str("Disable"),
-            Self::VerifyFull { name, .. } => f.debug_tuple("VerifyFull").field(name).finish(),
+            Self::Required { check, name, .. } => {
+                f.debug_tuple("Required").field(check).field(name).finish()
+            }
         }
     }
 }
