@@ -92,7 +92,7 @@ mod tests {
     use std::sync::Arc;
     use std::time::Duration;
 
-    use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+    use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
     use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
     use rustls::server::{ClientHello, ResolvesServerCert};
     use rustls::sign::CertifiedKey;
@@ -107,8 +107,9 @@ mod tests {
         key: KeyPair,
     }
 
-    fn issue() -> Issued {
+    fn issue(ca: &str) -> Issued {
         let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, ca);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
         let key = KeyPair::generate().unwrap();
@@ -151,7 +152,7 @@ mod tests {
 
     #[test]
     fn each_mode_refuses_what_libpq_refuses_in_it() {
-        let (ours, other) = (issue(), issue());
+        let (ours, other, namesake) = (issue("ours"), issue("other"), issue("ours"));
         let wrong = |said: Result<(), Error>| match said {
             Err(Error::InvalidCertificate(why)) => why,
             said => panic!("{said:?}"),
@@ -167,6 +168,8 @@ mod tests {
         for demand in [full as fn(&CertificateDer<'static>) -> Demand, chain] {
             let why = wrong(said(demand(&other.root), &ours.certificate, "db.internal", NOW));
             assert!(matches!(why, CertificateError::UnknownIssuer), "{why:?}");
+            let why = wrong(said(demand(&namesake.root), &ours.certificate, "db.internal", NOW));
+            assert!(matches!(why, CertificateError::BadSignature), "{why:?}");
             let why = wrong(said(demand(&ours.root), &ours.certificate, "db.internal", EXPIRED));
             assert!(matches!(why, CertificateError::ExpiredContext { .. }), "{why:?}");
         }
@@ -217,7 +220,7 @@ mod tests {
 
     #[test]
     fn a_certificate_of_somebody_else_is_of_no_use_in_any_mode() {
-        let (ours, other) = (issue(), issue());
+        let (ours, other) = (issue("ours"), issue("other"));
         for version in [&version::TLS12, &version::TLS13] {
             shake(&ours.certificate, &ours.key, version).unwrap();
             let why = shake(&ours.certificate, &other.key, version).unwrap_err();
