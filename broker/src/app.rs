@@ -322,7 +322,7 @@ fn sandbox_paths(config: &Config) -> Paths {
             Host::Unix { directory, .. } => paths.read.push(directory.clone()),
         }
         // A reload reads the roots again, and a renewed file is another one of that name.
-        if let Tls::VerifyFull { ca_file: Some(file), .. } = &configured.connection.tls {
+        if let Tls::Required { ca_file: Some(file), .. } = &configured.connection.tls {
             paths.read.extend(file.parent().map(Path::to_owned));
         }
     }

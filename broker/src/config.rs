@@ -333,7 +333,7 @@ impl Config {
     /// and `connections_file`.
     pub(crate) fn referred_directories(&self) -> impl Iterator<Item = PathBuf> {
         let roots = self.connections.values().filter_map(|configured| {
-            let Tls::VerifyFull { ca_file, .. } = &configured.connection.tls else { return None };
+            let Tls::Required { ca_file, .. } = &configured.connection.tls else { return None };
             ca_file.as_deref()
         });
         let files = roots.chain(self.connections_file.as_deref());

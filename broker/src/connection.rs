@@ -119,14 +119,37 @@ pub(crate) enum Host {
 pub(crate) enum Tls {
     /// Plaintext.
     Disable,
-    /// The certificate is checked against the roots and the name.
-    VerifyFull {
+    /// TLS or nothing.
+    Required {
+        check: Check,
         config: Arc<ClientConfig>,
         name: ServerName<'static>,
         ca_file: Option<PathBuf>,
         /// Tells sets of roots apart.
         roots: RootsId,
     },
+}
+
+/// What is checked of a server's certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Check {
+    /// Mode `require`: any certificate. Whoever is on the way can be the server.
+    Nothing,
+    /// Mode `verify-ca`: a root has signed it, for whatever name.
+    Chain,
+    /// Mode `verify-full`: a root has signed it, for the host's name.
+    ChainAndName,
+}
+
+impl Check {
+    /// libpq's name of the mode.
+    pub(crate) fn mode(self) -> &'static str {
+        match self {
+            Self::Nothing => "require",
+            Self::Chain => "verify-ca",
+            Self::ChainAndName => "verify-full",
+        }
+    }
 }
 
 /// What a client may set in its startup message.
@@ -223,7 +246,7 @@ impl Connection {
     pub(crate) fn handoff(&self) -> Result<(), NoHandoff> {
         match (&self.host, &self.tls) {
             (Host::Unix { .. }, _) => Ok(()),
-            (Host::Tcp { .. }, Tls::VerifyFull { .. }) => Err(NoHandoff::Tls),
+            (Host::Tcp { .. }, Tls::Required { .. }) => Err(NoHandoff::Tls),
             (Host::Tcp { .. }, Tls::Disable) if self.insecure_handoff => Ok(()),
             (Host::Tcp { host, .. }, Tls::Disable) => match host.parse::<IpAddr>() {
                 Ok(address) if address.is_loopback() => Ok(()),
@@ -232,6 +255,11 @@ impl Connection {
                 Ok(_) | Err(_) => Err(NoHandoff::Plaintext),
             },
         }
+    }
+
+    /// Whether TLS is spoken with whoever answers, because nothing of the certificate is checked.
+    pub(crate) fn is_unverified_tls(&self) -> bool {
+        matches!(self.tls, Tls::Required { check: Check::Nothing, .. })
     }
 
     /// The database that a client gets for what it asked: absent, or the connection's own name,
@@ -257,10 +285,10 @@ impl Tls {
         match (self, other) {
             (Self::Disable, Self::Disable) => true,
             (
-                Self::VerifyFull { name, roots, .. },
-                Self::VerifyFull { name: other_name, roots: other_roots, .. },
-            ) => name == other_name && roots == other_roots,
-            (Self::Disable | Self::VerifyFull { .. }, _) => false,
+                Self::Required { check, name, roots, .. },
+                Self::Required { check: other_check, name: other_name, roots: other_roots, .. },
+            ) => check == other_check && name == other_name && roots == other_roots,
+            (Self::Disable | Self::Required { .. }, _) => false,
         }
     }
 }
@@ -291,7 +319,9 @@ impl fmt::Debug for Tls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Disable => f.write_str("Disable"),
-            Self::VerifyFull { name, .. } => f.debug_tuple("VerifyFull").field(name).finish(),
+            Self::Required { check, name, .. } => {
+                f.debug_tuple("Required").field(check).field(name).finish()
+            }
         }
     }
 }

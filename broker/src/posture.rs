@@ -32,6 +32,7 @@ pub(crate) struct Posture {
     own_uid_allowed: bool,
     /// Connections whose link is not protected by TLS although it leaves the machine's sockets.
     plaintext: Vec<String>,
+    unverified: Vec<String>,
     /// Connections whose secret came through the broker's environment.
     from_environment: Vec<String>,
     /// Selectors that can match nobody here, and why.
@@ -78,6 +79,7 @@ impl Posture {
             keeper: None,
             own_uid_allowed: config.allow_own_uid,
             plaintext: names(|configured| configured.connection.is_plaintext_tcp()),
+            unverified: names(|configured| configured.connection.is_unverified_tls()),
             from_environment: names(|configured| configured.source.is_environment()),
             unreadable: config.unreadable(),
             metrics: match &config.metrics {
@@ -173,6 +175,12 @@ impl Posture {
             found: brief(&self.plaintext),
             means: (!self.plaintext.is_empty())
                 .then_some("what these sessions say can be read on the way"),
+        });
+        facts.push(Fact {
+            name: "unverified_tls",
+            found: brief(&self.unverified),
+            means: (!self.unverified.is_empty())
+                .then_some("whoever is on the way can be the server: use verify-full"),
         });
         facts.push(Fact {
             name: "secrets_from_environment",
@@ -279,6 +287,7 @@ mod tests {
             keeper: None,
             own_uid_allowed: false,
             plaintext: (0..12).map(|number| format!("c{number}")).collect(),
+            unverified: Vec::new(),
             from_environment: Vec::new(),
             unreadable: Vec::new(),
             metrics: "off",

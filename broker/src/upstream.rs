@@ -25,7 +25,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use crate::connection::{Connection, Host, Tls};
+use crate::connection::{Check, Connection, Host, Tls};
 use crate::socket::Socket;
 
 pub(crate) mod end_point;
@@ -69,7 +69,15 @@ pub(crate) enum NameProof {
 #[derive(Clone, Debug)]
 pub(crate) struct Remote {
     address: Address,
-    tls: Option<(Arc<ClientConfig>, ServerName<'static>)>,
+    tls: Option<Secured>,
+}
+
+/// How TLS is spoken there.
+#[derive(Clone, Debug)]
+struct Secured {
+    check: Check,
+    config: Arc<ClientConfig>,
+    name: ServerName<'static>,
 }
 
 #[derive(Clone, Debug)]
@@ -107,7 +115,9 @@ impl Link {
     pub(crate) async fn dial(connection: &Connection) -> Result<Self, DialError> {
         let tls = match &connection.tls {
             Tls::Disable => None,
-            Tls::VerifyFull { config, name, .. } => Some((Arc::clone(config), name.clone())),
+            Tls::Required { check, config, name, .. } => {
+                Some(Secured { check: *check, config: Arc::clone(config), name: name.clone() })
+            }
         };
         within(async {
             let addresses = match &connection.host {
@@ -169,13 +179,13 @@ impl Remote {
                     None => {
                         Ok(Link { stream: Stream::Plain(socket), name: NameProof::None, remote })
                     }
-                    Some((config, name)) => {
+                    Some(Secured { check, config, name }) => {
                         let stream = start_tls(socket, config, name).await?;
-                        Ok(Link {
-                            stream: Stream::Tls(Box::new(stream)),
-                            name: NameProof::Verified,
-                            remote,
-                        })
+                        let name = match check {
+                            Check::ChainAndName => NameProof::Verified,
+                            Check::Nothing | Check::Chain => NameProof::None,
+                        };
+                        Ok(Link { stream: Stream::Tls(Box::new(stream)), name, remote })
                     }
                 }
             }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use super::parse::At;
 use super::{ConfigError, ConfiguredConnection, login, raw};
-use crate::connection::{Connection, ConnectionName, Host, StartupFilter, Tls};
+use crate::connection::{Check, Connection, ConnectionName, Host, StartupFilter, Tls};
 use crate::credential::SecretForm;
 use crate::policy::Pattern;
 use crate::source::{ExecSource, Source, SourceKind, UsernameSource, is_systemd_name};
@@ -132,6 +132,7 @@ fn host(given: Option<String>, port: u16, at: &At<'_>) -> Result<Host, ConfigErr
 
 fn tls(given: Option<raw::Tls>, host: &Host, at: &At<'_>) -> Result<Tls, ConfigError> {
     let given = given.unwrap_or_default();
+    let mode_at = at.below("mode");
     match (given.mode.as_deref(), host) {
         // On a Unix socket there is no TLS; asking for it by name is a mistake worth telling.
         (None | Some("disable"), Host::Unix { .. }) | (Some("disable"), Host::Tcp { .. }) => {
@@ -143,18 +144,40 @@ fn tls(given: Option<raw::Tls>, host: &Host, at: &At<'_>) -> Result<Tls, ConfigE
             Ok(Tls::Disable)
         }
         (Some(_), Host::Unix { .. }) => {
-            Err(at.below("mode").wrong("a Unix socket has no TLS: use \"disable\""))
+            Err(mode_at.wrong("a Unix socket has no TLS: use \"disable\""))
         }
-        (None | Some("verify-full"), Host::Tcp { host, .. }) => {
+        (mode, Host::Tcp { host, .. }) => {
+            let check = match (mode, &given.ca_file) {
+                (None | Some("verify-full"), _) => Check::ChainAndName,
+                // As libpq's sslrootcert=system: for another name, a public root signs for anybody.
+                (Some("verify-ca"), None) => {
+                    return Err(at.below("ca_file").wrong(
+                        "is missing: verify-ca checks no name, and public roots sign for anybody; \
+                         name your own CA's file, or use \"verify-full\"",
+                    ));
+                }
+                // libpq: with roots at hand, require is verify-ca.
+                (Some("verify-ca" | "require"), Some(_)) => Check::Chain,
+                (Some("require"), None) => Check::Nothing,
+                (Some(weak @ ("allow" | "prefer")), _) => {
+                    return Err(mode_at.wrong(format!(
+                        "{weak:?} is not supported, it lets whoever is on the way turn TLS off: \
+                         use \"verify-full\", or \"disable\" if plaintext is meant"
+                    )));
+                }
+                (Some(other), _) => {
+                    return Err(mode_at.wrong(format!(
+                        "{other:?} is not supported: use \"verify-full\", \"verify-ca\", \
+                         \"require\" or \"disable\""
+                    )));
+                }
+            };
             let file_at = at.below("ca_file");
-            let (config, roots) = tls::client_config(given.ca_file.as_deref())
+            let (config, roots) = tls::client_config(check, given.ca_file.as_deref())
                 .map_err(|why| file_at.wrong(why.to_string()))?;
             let name = tls::server_name(host).map_err(|why| at.wrong(why.to_string()))?;
-            Ok(Tls::VerifyFull { config, name, ca_file: given.ca_file, roots })
+            Ok(Tls::Required { check, config, name, ca_file: given.ca_file, roots })
         }
-        (Some(other), Host::Tcp { .. }) => Err(at
-            .below("mode")
-            .wrong(format!("{other:?} is not supported: use \"verify-full\" or \"disable\""))),
     }
 }
 

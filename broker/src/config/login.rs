@@ -5,7 +5,7 @@
 
 use super::ConfigError;
 use super::parse::At;
-use crate::connection::Tls;
+use crate::connection::{Check, Tls};
 use crate::credential::{ChannelBinding, LoginRules, Method, SecretForm};
 
 /// What the configuration says of the link to a server.
@@ -19,7 +19,9 @@ pub(super) struct LinkRules {
 pub(super) fn link(tls: &Tls) -> LinkRules {
     match tls {
         Tls::Disable => LinkRules { has_tls: false, proves_server: false },
-        Tls::VerifyFull { .. } => LinkRules { has_tls: true, proves_server: true },
+        Tls::Required { check, .. } => {
+            LinkRules { has_tls: true, proves_server: *check == Check::ChainAndName }
+        }
     }
 }
 

@@ -140,8 +140,8 @@ fn connection(configured: &super::ConfiguredConnection) -> Table {
     let mut tls = Table::new();
     match &connection.tls {
         Tls::Disable => drop(tls.insert("mode".into(), "disable".into())),
-        Tls::VerifyFull { ca_file, .. } => {
-            tls.insert("mode".into(), "verify-full".into());
+        Tls::Required { check, ca_file, .. } => {
+            tls.insert("mode".into(), check.mode().into());
             if let Some(file) = ca_file {
                 tls.insert("ca_file".into(), file.display().to_string().into());
             }

@@ -1,5 +1,5 @@
-//! The client half of TLS: verify-full, as libpq means it. The certificate must be signed by a
-//! root of `ca_file`, else of the system, else of the bundled set, and be for the host's name.
+//! The client half of TLS, in libpq's modes that insist on it: require, verify-ca, verify-full.
+//! Roots are those of `ca_file`, else the system's, else the bundled set.
 
 #![forbid(unsafe_code)]
 
@@ -11,6 +11,14 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use thiserror::Error;
+
+use self::verifier::{Demand, Verifier};
+use crate::connection::Check;
+
+mod verifier;
+
+/// The protocol of ALPN that PostgreSQL 17 registered; older servers ignore it.
+const ALPN: &[u8] = b"postgresql";
 
 /// TLS cannot be set up as configured.
 #[derive(Debug, Error)]
@@ -46,19 +54,29 @@ impl RootsId {
 
 /// The configuration, and what tells its roots from others.
 pub(crate) fn client_config(
+    check: Check,
     ca_file: Option<&Path>,
 ) -> Result<(Arc<ClientConfig>, RootsId), TlsError> {
-    let roots = match ca_file {
-        Some(file) => from_file(file)?,
-        None => from_system(),
+    let roots = match (check, ca_file) {
+        (Check::Nothing, _) => RootCertStore::empty(),
+        (Check::Chain | Check::ChainAndName, Some(file)) => from_file(file)?,
+        (Check::Chain | Check::ChainAndName, None) => from_system(),
     };
     let id = RootsId::of(&roots);
+    let demand = match check {
+        Check::Nothing => Demand::Any,
+        Check::Chain => Demand::Chain(roots),
+        Check::ChainAndName => Demand::ChainAndName(roots),
+    };
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = ClientConfig::builder_with_provider(provider)
+    let verifier = Verifier { demand, algorithms: provider.signature_verification_algorithms };
+    let mut config = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(TlsError::Library)?
-        .with_root_certificates(roots)
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier))
         .with_no_client_auth();
+    config.alpn_protocols = vec![ALPN.to_vec()];
     Ok((Arc::new(config), id))
 }
 
@@ -99,9 +117,12 @@ mod tests {
     fn a_file_without_a_certificate_is_refused() {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(b"not a certificate\n").unwrap();
-        assert!(matches!(client_config(Some(file.path())), Err(TlsError::NoRoots { .. })));
         assert!(matches!(
-            client_config(Some(Path::new("/does/not/exist"))),
+            client_config(Check::ChainAndName, Some(file.path())),
+            Err(TlsError::NoRoots { .. })
+        ));
+        assert!(matches!(
+            client_config(Check::Chain, Some(Path::new("/does/not/exist"))),
             Err(TlsError::Roots { .. })
         ));
     }

@@ -68,6 +68,44 @@ fn a_server_of_another_name_is_not_trusted() {
     assert_refused(setup, &database, "UPSTREAM_UNTRUSTED");
 }
 
+/// Mode × server, with libpq's outcome: `None` is a session.
+#[test]
+fn modes_accept_what_libpq_accepts() {
+    let database = Server::shared().database();
+    let other = TlsIdentity::generate().ca;
+    let ours = std::fs::read_to_string(&Server::shared().ca_file).expect("the CA");
+    // PostgreSQL listens on 127.0.0.2 too; its certificate does not say so.
+    let table: [(&str, &str, Option<bool>, Option<&str>); 6] = [
+        ("verify-full", "localhost", Some(true), None),
+        ("verify-full", "127.0.0.1", Some(true), None),
+        ("verify-ca", "127.0.0.2", Some(true), None),
+        ("verify-ca", "localhost", Some(false), Some("UPSTREAM_UNTRUSTED")),
+        ("require", "localhost", Some(false), Some("UPSTREAM_UNTRUSTED")),
+        ("require", "127.0.0.2", None, None),
+    ];
+    for (mode, host, right_ca, outcome) in table {
+        let setup = Broker::usual_setup(&database, Via::Tls).set("connections.main_db.host", host);
+        let mut tls = toml::Table::from_iter([("mode".to_owned(), mode.into())]);
+        if let Some(right) = right_ca {
+            let ca = if right { &ours } else { &other };
+            let file = setup.broker_file("etc/mode-ca.pem", ca);
+            tls.insert("ca_file".into(), file.to_str().expect("an ASCII path").into());
+        }
+        let setup = setup.set("connections.main_db.tls", tls);
+        match outcome {
+            Some(reason) => assert_refused(setup, &database, reason),
+            None => {
+                let broker = setup.start();
+                let client = Identity::client();
+                let token = broker.handles(&client).issue("main_db").expect("a grant").token;
+                let mut session = broker.session(&client, "main_db", &token);
+                let query = "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()";
+                assert_eq!(session.query(query).expect("a query")[0][0], "t", "{mode} {host}");
+            }
+        }
+    }
+}
+
 #[test]
 fn a_refused_credential_is_told_without_it() {
     let database = Server::shared().database();
