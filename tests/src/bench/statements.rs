@@ -1,19 +1,19 @@
 //! P6.
 
-use std::io;
-use std::os::unix::net::UnixStream;
 use std::pin::{Pin, pin};
-use std::task::{Context, Poll};
 use std::time::Instant;
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use credbroker_client::{ClientBuilder, Handle, Handoff, IssueRequest, OpenRequest};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::runtime::{Builder, Runtime};
+use tokio_postgres::config::SslMode;
 use tokio_postgres::{Client, Config, NoTls};
 
 use super::open::{self, Opener};
-use super::rig::{FREE_UNIX, Rig, Target};
+use super::rig::{FREE_UNIX, HANDLE_UNIX, Rig, Target};
 use super::stats::{Sample, ratios};
 use super::{Goal, Outcome, Unit, pgbench, progress, turns};
+use crate::broker::Broker;
 use crate::identity::Identity;
 
 const STATEMENTS: usize = 6000;
@@ -41,10 +41,12 @@ pub(super) fn measure(outcome: &mut Outcome) {
         ("pgbouncer", connect(&pgbouncer.target(&rig)), Vec::new()),
         ("door", connect(&rig.door("door", &broker, FREE_UNIX, "")), Vec::new()),
     ];
-    if let Some(opener) = &opener {
-        let (opened, socket) = opener.open();
-        let handed = runtime.block_on(async { over(Handed::new(opened.prelude, socket)).await });
-        contenders.push(("handed off", handed, Vec::new()));
+    // Its session ends with the handle.
+    let mut _handle = None;
+    if let (Some(broker), Some(_)) = (&handing, &opener) {
+        let (handed, handle) = hand_over(&runtime, broker);
+        contenders.push(("handed off", runtime.block_on(over(handed)), Vec::new()));
+        _handle = Some(handle);
     }
     for round in 0..mode.rounds() {
         progress(&format!("{}, round {round}", mode.name()));
@@ -84,9 +86,28 @@ async fn by_name(target: &Target) -> Driven {
     drive(connected.expect("a session"))
 }
 
-async fn over(handed: Handed) -> Driven {
+/// By the client library, as the client's uid.
+fn hand_over(runtime: &Runtime, broker: &Broker) -> (Handoff, Handle) {
+    // Who acts as another than root sees no other.
+    let server = Identity::broker().uid();
+    let handed = async || {
+        let client = ClientBuilder::default()
+            .runtime_dir(broker.runtime_dir())
+            .server_uid(server)
+            .connect_packet()
+            .await?;
+        let handle = client.issue(IssueRequest::new(HANDLE_UNIX)).await?;
+        let handed = client.open(handle.token(), OpenRequest::new()).await?;
+        Ok::<_, credbroker_client::Error>((handed, handle))
+    };
+    let handed = Identity::client().act(|| runtime.block_on(handed()));
+    handed.expect("a thread").expect("it is granted")
+}
+
+async fn over(handed: Handoff) -> Driven {
     // The session is there already: its user and its database are what `open` said.
-    let connected = Config::new().user("handed").connect_raw(handed, NoTls).await;
+    let connected =
+        Config::new().user("handed").ssl_mode(SslMode::Disable).connect_raw(handed, NoTls).await;
     drive(connected.expect("a session"))
 }
 
@@ -116,61 +137,4 @@ fn speed(runtime: &Runtime, (client, driver): &mut Driven, count: usize) -> f64 
             () = driver.as_mut() => panic!("the session ended"),
         }
     })
-}
-
-/// A socket that was handed over, for a driver that wants to log in: it answers the driver's
-/// startup message with what the server said to the broker, and is the socket from then on.
-struct Handed {
-    asked: bool,
-    prelude: Vec<u8>,
-    told: usize,
-    socket: tokio::net::UnixStream,
-}
-
-impl Handed {
-    /// Within a runtime.
-    fn new(prelude: Vec<u8>, socket: UnixStream) -> Self {
-        socket.set_nonblocking(true).expect("a socket");
-        let socket = tokio::net::UnixStream::from_std(socket).expect("registered");
-        Self { asked: false, prelude, told: 0, socket }
-    }
-}
-
-impl AsyncRead for Handed {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        if self.told < self.prelude.len() {
-            let count = buffer.remaining().min(self.prelude.len() - self.told);
-            buffer.put_slice(&self.prelude[self.told..self.told + count]);
-            self.told += count;
-            return Poll::Ready(Ok(()));
-        }
-        Pin::new(&mut self.socket).poll_read(cx, buffer)
-    }
-}
-
-impl AsyncWrite for Handed {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        if !self.asked {
-            // tokio-postgres sends its startup message whole.
-            self.asked = true;
-            return Poll::Ready(Ok(bytes.len()));
-        }
-        Pin::new(&mut self.socket).poll_write(cx, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.socket).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.socket).poll_shutdown(cx)
-    }
 }
