@@ -493,7 +493,8 @@ mod tests {
         let rules = all(ChannelBinding::Require);
         let tls = || Channel::Tls(Some(EndPoint::dangerous_for_test(&[1; 32])));
         let ask = |channel, kind, rest: &[u8]| {
-            let terms = Terms { voice: Voice::Servers, channel, ..terms(&rules, NameProof::Verified) };
+            let terms =
+                Terms { voice: Voice::Servers, channel, ..terms(&rules, NameProof::Verified) };
             advance(State::Auth, &terms, b'R', &auth(kind, rest))
         };
         for (kind, rest) in [(0, &b""[..]), (3, b""), (5, b"salt"), (10, b"SCRAM-SHA-256\0\0")] {
@@ -512,7 +513,8 @@ mod tests {
     fn the_header_says_what_the_channel_is() {
         let sent = |binding, channel, offer: &[u8]| {
             let rules = LoginRules::new(vec![Method::Scram], binding).unwrap();
-            let terms = Terms { voice: Voice::Servers, channel, ..terms(&rules, NameProof::Verified) };
+            let terms =
+                Terms { voice: Voice::Servers, channel, ..terms(&rules, NameProof::Verified) };
             match advance(State::Auth, &terms, b'R', &auth(10, offer)) {
                 Ok(Step::Send(_, message)) => String::from_utf8_lossy(&message).into_owned(),
                 other => panic!("{other:?}"),
