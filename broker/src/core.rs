@@ -24,7 +24,7 @@ pub(crate) use self::explain::{Asked, Explained, Question, Who};
 pub(crate) use self::handles::Named;
 use self::limits::{Rates, Verb};
 pub(crate) use self::opening::{Closing, Opening, Permit, Session};
-pub(crate) use self::refusal::{Refusal, Why};
+pub(crate) use self::refusal::{Refusal, SettingName, Why};
 pub(crate) use self::reload::{ReloadProblem, Reloading};
 pub(crate) use self::secrets::{PutRequest, RegisterRequest};
 pub(crate) use self::sessions::Admitted;

@@ -30,7 +30,7 @@ mod replacing;
 mod rules;
 mod salted;
 
-pub(crate) use self::breaker::{Attempt, Breaker, Open, Refused};
+pub(crate) use self::breaker::{Attempt, Breaker, Open, Refused, Verdict};
 use self::replacing::sources;
 pub(crate) use self::rules::{ChannelBinding, LoginRules, Method, SecretForm};
 pub(crate) use self::salted::{SaltedPassword, SaltedPasswords};

@@ -101,6 +101,16 @@ pub(crate) enum Mode {
     Handoff,
 }
 
+impl Mode {
+    /// The word for operators and records.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Door => "door",
+            Self::Handoff => "handoff",
+        }
+    }
+}
+
 /// Whose a session is, and what it is for: all that decides whether it may go on.
 #[derive(Clone, Debug)]
 pub(crate) struct Owner {

@@ -92,6 +92,16 @@ impl Remote {
     pub(crate) fn unix_for_test(path: &std::path::Path) -> Self {
         Self { address: Address::Unix(path.to_owned()), tls: None }
     }
+
+    pub(crate) fn tcp_for_test(address: SocketAddr) -> Self {
+        Self { address: Address::Tcp(address), tls: None }
+    }
+}
+
+impl Remote {
+    pub(crate) const fn is_unix_socket(&self) -> bool {
+        matches!(self.address, Address::Unix(_))
+    }
 }
 
 impl fmt::Display for Remote {

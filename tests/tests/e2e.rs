@@ -48,6 +48,8 @@ mod rogue;
 mod rpc;
 #[path = "e2e/secrecy.rs"]
 mod secrecy;
+#[path = "e2e/secrets.rs"]
+mod secrets;
 #[path = "e2e/sources.rs"]
 mod sources;
 #[path = "e2e/spares.rs"]

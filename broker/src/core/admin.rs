@@ -124,9 +124,8 @@ impl Core {
         let _alone = self.shared.suspensions.one_at_a_time.lock().await;
         let mut rest = self.state().suspended.clone();
         rest.remove(scope.get());
-        if let Some(_problem) = self.save(rest).await {
-            let why = Why::Internal("the end of the suspension could not be saved");
-            return Err(self.refuse(operator.peer(), None, why));
+        if let Some(problem) = self.save(rest).await {
+            return Err(self.refuse(operator.peer(), None, Why::NotSaved(problem)));
         }
         let mut state = self.state();
         state.suspended.remove(scope.get());
@@ -137,17 +136,18 @@ impl Core {
     async fn save_suspended(&self) -> Option<String> {
         let _alone = self.shared.suspensions.one_at_a_time.lock().await;
         let suspended = self.state().suspended.clone();
-        self.save(suspended).await
+        let problem = self.save(suspended).await?;
+        Some(format!("it will not hold after a restart: {problem}"))
     }
 
-    /// Brings what is suspended to the disk. `None` when it is there.
+    /// Brings what is suspended to the disk. `None` when it is there, else why it is not.
     async fn save(&self, suspended: Suspended) -> Option<String> {
         let core = self.clone();
         let saved =
             tokio::task::spawn_blocking(move || core.shared.suspensions.write(&suspended)).await;
         match saved {
             Ok(Ok(())) => None,
-            Ok(Err(error)) => Some(format!("it will not hold after a restart: {error}")),
+            Ok(Err(problem)) => Some(problem.to_string()),
             Err(_cancelled) => Some("the broker is shutting down".to_owned()),
         }
     }

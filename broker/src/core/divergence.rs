@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use super::Core;
 use super::opening::Opening;
@@ -71,7 +71,11 @@ impl Core {
             Refused::Diverged if credential.version() != 0 => {
                 self.diverged(name, credential.version())
             }
-            Refused::Diverged | Refused::Again => {}
+            Refused::Doubtful if credential.version() != 0 => warn!(
+                connection = %name, version = credential.version(),
+                "somebody who has not proved to be the database refuses a credential that it took before: over this link that cannot be told from a changed password, so no session is cut; look at the role's password, and at who answers there (tls mode = \"verify-full\" tells them apart)"
+            ),
+            Refused::Diverged | Refused::Doubtful | Refused::Again => {}
         }
     }
 

@@ -168,9 +168,14 @@ impl Opening {
         }
     }
 
-    /// Ends the opening with a refusal, and says why in the closing record.
+    /// Ends the opening with a refusal, and says why in the closing record. That a socket cannot
+    /// be handed over, which may show only now, costs no use: with the same handle the client
+    /// goes through the door.
     pub(crate) fn fail(mut self, reason: &'static str, why: Why) -> Refusal {
         self.entered.closing.reason = reason;
+        if let (Why::HandoffUnsupported(_), Some(handle)) = (&why, self.entered.handle) {
+            self.entered.core.state().handles.give_back_use(handle);
+        }
         let connection = &self.entered.connection.name;
         self.entered.core.refuse(&self.entered.peer, Some(connection), why)
     }

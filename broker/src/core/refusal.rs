@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 use std::borrow::Cow;
+use std::fmt;
 use std::time::Duration;
 
 use tracing::info;
@@ -14,6 +15,25 @@ use crate::connection::ConnectionName;
 use crate::peer::Peer;
 use crate::policy::Denial;
 
+/// The name of a setting as servers have them, `[A-Za-z0-9_.]{1,63}`: fit to be said back to who
+/// sent it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct SettingName(String);
+
+impl SettingName {
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        let plausible = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.');
+        let good = (1..=63).contains(&text.len()) && text.bytes().all(plausible);
+        good.then(|| Self(text.to_owned()))
+    }
+}
+
+impl fmt::Display for SettingName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
 /// What a caller is told. Each edge words it in its own codes, by an exhaustive match.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Why {
@@ -21,6 +41,8 @@ pub(crate) enum Why {
     AccessDenied,
     /// A field is wrong, and what it must do or be.
     InvalidRequest { field: &'static str, must: &'static str },
+    /// A setting that the connection lets no client set; which, if it has a plausible name.
+    SettingRefused(Option<SettingName>),
     /// The handle is unknown, of another peer, or revoked: the same answer.
     HandleInvalid,
     /// The caller's own handle has expired.
@@ -50,6 +72,8 @@ pub(crate) enum Why {
     Unsupported(&'static str),
     /// A fault of the broker.
     Internal(&'static str),
+    /// The broker's state could not be written, and what the disk says; told to operators only.
+    NotSaved(String),
     /// The process that connected has exited; nobody is there to read the answer.
     PeerExited,
 }
@@ -64,7 +88,7 @@ impl Why {
     pub(crate) fn name(&self) -> &'static str {
         match self {
             Self::AccessDenied | Self::PeerExited => "ACCESS_DENIED",
-            Self::InvalidRequest { .. } => "INVALID_REQUEST",
+            Self::InvalidRequest { .. } | Self::SettingRefused(_) => "INVALID_REQUEST",
             Self::HandleInvalid => "HANDLE_INVALID",
             Self::HandleExpired => "HANDLE_EXPIRED",
             Self::LimitReached { .. } => "LIMIT_REACHED",
@@ -78,7 +102,7 @@ impl Why {
             Self::AuditUnavailable => "AUDIT_UNAVAILABLE",
             Self::HandoffUnsupported(_) => "HANDOFF_UNSUPPORTED",
             Self::Unsupported(_) => "UNSUPPORTED",
-            Self::Internal(_) => "INTERNAL",
+            Self::Internal(_) | Self::NotSaved(_) => "INTERNAL",
         }
     }
 
@@ -87,6 +111,13 @@ impl Why {
         match self {
             Self::AccessDenied | Self::PeerExited => "access denied, or no such connection".into(),
             Self::InvalidRequest { field, must } => format!("{field} must {must}").into(),
+            Self::SettingRefused(name) => {
+                let which = name.as_ref().map(|name| format!(" {name}")).unwrap_or_default();
+                format!(
+                    "the startup parameter{which} must be among those that the connection's `startup` key allows"
+                )
+                .into()
+            }
             Self::HandleInvalid => "the handle is not valid: ask for a new one".into(),
             Self::HandleExpired => "the handle has expired: ask for a new one".into(),
             Self::LimitReached { what, .. } => {
@@ -113,6 +144,10 @@ impl Why {
             .into(),
             Self::Unsupported(what) => format!("not supported: {what}").into(),
             Self::Internal(_) => "the broker met a fault of its own".into(),
+            Self::NotSaved(problem) => format!(
+                "nothing has changed, because it could not be saved: {problem}; mend that, and try again"
+            )
+            .into(),
         }
     }
 
@@ -125,6 +160,7 @@ impl Why {
             Self::AccessDenied
             | Self::PeerExited
             | Self::InvalidRequest { .. }
+            | Self::SettingRefused(_)
             | Self::HandleInvalid
             | Self::HandleExpired
             | Self::UpstreamRefused(_)
@@ -133,7 +169,33 @@ impl Why {
             | Self::Suspended
             | Self::HandoffUnsupported(_)
             | Self::Unsupported(_)
-            | Self::Internal(_) => None,
+            | Self::Internal(_)
+            | Self::NotSaved(_) => None,
+        }
+    }
+
+    /// The field of the request that is wrong, if one is.
+    pub(crate) fn field(&self) -> Option<&'static str> {
+        match self {
+            Self::InvalidRequest { field, .. } => Some(field),
+            Self::SettingRefused(_) => Some("startup parameters"),
+            Self::AccessDenied
+            | Self::PeerExited
+            | Self::HandleInvalid
+            | Self::HandleExpired
+            | Self::LimitReached { .. }
+            | Self::Suspended
+            | Self::Draining
+            | Self::UpstreamUnreachable
+            | Self::UpstreamRefused(_)
+            | Self::UpstreamHeld { .. }
+            | Self::NoCredential(_)
+            | Self::UpstreamUntrusted
+            | Self::AuditUnavailable
+            | Self::HandoffUnsupported(_)
+            | Self::Unsupported(_)
+            | Self::Internal(_)
+            | Self::NotSaved(_) => None,
         }
     }
 }
@@ -232,6 +294,9 @@ impl Core {
         let connection = connection.map_or("-", ConnectionName::as_str);
         let detail = match &why {
             Why::InvalidRequest { field, .. } => field,
+            // Its name is the peer's word.
+            Why::SettingRefused(_) => "startup parameters",
+            Why::NotSaved(problem) => problem,
             Why::LimitReached { what, .. }
             | Why::HandoffUnsupported(what)
             | Why::Unsupported(what)
@@ -256,5 +321,22 @@ impl Core {
             why.name()
         );
         Refusal { why, reference }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_setting_is_named_if_it_could_be_one() {
+        let said = |name: &str| Why::SettingRefused(SettingName::parse(name)).text().into_owned();
+        for name in ["role", "auto_explain.log_min_duration", "A1", &"x".repeat(63)] {
+            let text = format!("the startup parameter {name} must be");
+            assert!(said(name).starts_with(&text), "{}", said(name));
+        }
+        for name in ["", &"x".repeat(64), "a b", "role'", "ro\nle", "r\u{f6}le", "a\u{1b}[2J"] {
+            assert!(said(name).starts_with("the startup parameter must be"), "{}", said(name));
+        }
     }
 }

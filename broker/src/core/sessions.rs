@@ -164,7 +164,7 @@ impl Core {
             .subject(&subject)
             .purpose(&purpose);
         if mode == Mode::Handoff {
-            record = record.detail("mode", "handoff");
+            record = record.detail("mode", mode.name());
         }
         if let Some(handle) = handle {
             record = record.handle(handle);

@@ -27,6 +27,8 @@ mod fixture;
 mod interleavings;
 #[cfg(test)]
 mod model;
+#[cfg(test)]
+mod rights;
 mod spares;
 
 #[derive(Debug)]

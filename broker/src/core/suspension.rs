@@ -48,6 +48,14 @@ pub(crate) struct SuspensionError {
     why: String,
 }
 
+/// It could not be written, and why not.
+#[derive(Debug, Error)]
+#[error("{path}: {source}", path = .path.display())]
+pub(super) struct NotWritten {
+    path: PathBuf,
+    source: io::Error,
+}
+
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Written {
@@ -113,27 +121,42 @@ impl SuspensionFile {
     }
 
     /// Replaces the file; whole, or as it was. Blocks for as long as the disk takes.
-    pub(super) fn write(&self, suspended: &Suspended) -> io::Result<()> {
-        let written = Written {
-            all: suspended.all,
-            connections: suspended.names.iter().map(ToString::to_string).collect(),
-        };
-        let text = serde_json::to_vec(&written).map_err(io::Error::other)?;
+    ///
+    /// # Errors
+    /// With the path that could not be written.
+    pub(super) fn write(&self, suspended: &Suspended) -> Result<(), NotWritten> {
         let fresh = self.path.with_extension("json.new");
-        let flags = i32::try_from((OFlags::NOFOLLOW | OFlags::CLOEXEC).bits()).unwrap_or_default();
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .custom_flags(flags)
-            .open(&fresh)?;
-        file.write_all(&text)?;
-        file.sync_all()?;
-        fs::rename(&fresh, &self.path)?;
+        let at = |path: &Path| {
+            let path = path.to_owned();
+            |source| NotWritten { path, source }
+        };
+        write_new(&fresh, suspended).map_err(at(&fresh))?;
+        self.put_in_place(&fresh).map_err(at(&self.path))
+    }
+
+    fn put_in_place(&self, fresh: &Path) -> io::Result<()> {
+        fs::rename(fresh, &self.path)?;
         // The rename itself must be on the disk too.
         self.path.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all())
     }
+}
+
+fn write_new(fresh: &Path, suspended: &Suspended) -> io::Result<()> {
+    let written = Written {
+        all: suspended.all,
+        connections: suspended.names.iter().map(ToString::to_string).collect(),
+    };
+    let text = serde_json::to_vec(&written).map_err(io::Error::other)?;
+    let flags = i32::try_from((OFlags::NOFOLLOW | OFlags::CLOEXEC).bits()).unwrap_or_default();
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .custom_flags(flags)
+        .open(fresh)?;
+    file.write_all(&text)?;
+    file.sync_all()
 }
 
 fn read(path: &Path) -> io::Result<String> {

@@ -59,6 +59,17 @@ pub(crate) struct Attempt<'a> {
     opened: u64,
 }
 
+/// What was said of a secret by whoever refused it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// The configured server says that it is wrong.
+    Wrong,
+    /// The same, by somebody who has not shown who he is.
+    Hearsay,
+    /// That something else is not let in: the role, or the address that it is asked from.
+    Elsewhere,
+}
+
 /// What a refusal means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Refused {
@@ -66,6 +77,8 @@ pub(crate) enum Refused {
     Again,
     /// It logged in before, and this is the first refusal since.
     Diverged,
+    /// The same, if it is true: whoever said so may be an impostor.
+    Doubtful,
 }
 
 impl Breaker {
@@ -144,25 +157,30 @@ impl Attempt<'_> {
 
     /// The server refused the credential.
     ///
-    /// Only a wrong secret can mean that it has diverged: a server may also refuse the role, or the
-    /// address that it is asked from.
-    pub(crate) fn refused(self, is_wrong_secret: bool) -> Refused {
-        self.refused_at(Instant::now(), is_wrong_secret)
+    /// Only a wrong secret can mean that it has diverged, and only if the server itself says so: by
+    /// a word that anybody can say, anybody could cut every session.
+    pub(crate) fn refused(self, verdict: Verdict) -> Refused {
+        self.refused_at(Instant::now(), verdict)
     }
 
-    fn refused_at(self, now: Instant, is_wrong_secret: bool) -> Refused {
+    fn refused_at(self, now: Instant, verdict: Verdict) -> Refused {
         let mut state = self.breaker.state();
-        if state.opened == self.opened {
+        let first_of_its_storm = state.opened == self.opened;
+        if first_of_its_storm {
             state.opened += 1;
             let wait = FIRST_WAIT.saturating_mul(1 << state.refusals.min(6)).min(LONGEST_WAIT);
             state.refusals = state.refusals.saturating_add(1);
             state.until = Some(now + wait);
         }
-        if is_wrong_secret && state.succeeded.is_some() && !state.diverged {
-            state.diverged = true;
-            return Refused::Diverged;
+        let is_news = state.succeeded.is_some() && !state.diverged;
+        match verdict {
+            Verdict::Wrong if is_news => {
+                state.diverged = true;
+                Refused::Diverged
+            }
+            Verdict::Hearsay if is_news && first_of_its_storm => Refused::Doubtful,
+            Verdict::Wrong | Verdict::Hearsay | Verdict::Elsewhere => Refused::Again,
         }
-        Refused::Again
     }
 
     /// Whether another login was refused meanwhile, so that this one must not show its proof.
@@ -199,7 +217,8 @@ mod tests {
         let mut now = Instant::now();
         let mut waits = Vec::new();
         for _ in 0..9 {
-            let Refused::Again = enter(&breaker, now).unwrap().refused_at(now, true) else {
+            let Refused::Again = enter(&breaker, now).unwrap().refused_at(now, Verdict::Wrong)
+            else {
                 panic!()
             };
             let open = enter(&breaker, now).unwrap_err();
@@ -210,7 +229,8 @@ mod tests {
         assert_eq!(waits, [1, 2, 4, 8, 16, 32, 60, 60, 60]);
         enter(&breaker, now).unwrap().succeeded();
         assert_eq!(breaker.is_open(), None);
-        let Refused::Diverged = enter(&breaker, now).unwrap().refused_at(now, true) else {
+        let Refused::Diverged = enter(&breaker, now).unwrap().refused_at(now, Verdict::Wrong)
+        else {
             panic!()
         };
         assert_eq!(enter(&breaker, now).unwrap_err().retry, SECOND);
@@ -220,7 +240,7 @@ mod tests {
     fn half_open_lets_one_try() {
         let breaker = Breaker::default();
         let now = Instant::now();
-        assert_eq!(enter(&breaker, now).unwrap().refused_at(now, true), Refused::Again);
+        assert_eq!(enter(&breaker, now).unwrap().refused_at(now, Verdict::Wrong), Refused::Again);
         let then = now + 2 * SECOND;
         let trial = enter(&breaker, then).unwrap();
         assert!(enter(&breaker, then).is_err(), "one tries already");
@@ -237,15 +257,33 @@ mod tests {
         assert!(!storm[0].is_overtaken());
         let mut meanings = Vec::new();
         for attempt in storm {
-            meanings.push(attempt.refused_at(now, true));
+            meanings.push(attempt.refused_at(now, Verdict::Wrong));
         }
         assert_eq!(meanings[0], Refused::Diverged);
         assert!(meanings[1..].iter().all(|one| *one == Refused::Again));
         assert_eq!(breaker.state().refusals, 1);
         let late = breaker.enter_regardless();
         assert!(!late.is_overtaken());
-        assert_eq!(breaker.enter_regardless().refused_at(now, true), Refused::Again);
+        assert_eq!(breaker.enter_regardless().refused_at(now, Verdict::Wrong), Refused::Again);
         assert!(late.is_overtaken());
+    }
+
+    #[test]
+    fn what_anybody_could_say_opens_it_and_cuts_nothing() {
+        let breaker = Breaker::default();
+        let now = Instant::now();
+        enter(&breaker, now).unwrap().succeeded();
+        let (first, second) = (enter(&breaker, now).unwrap(), enter(&breaker, now).unwrap());
+        assert_eq!(first.refused_at(now, Verdict::Hearsay), Refused::Doubtful);
+        assert_eq!(second.refused_at(now, Verdict::Hearsay), Refused::Again, "told once");
+        assert_eq!(enter(&breaker, now).unwrap_err().retry, SECOND, "it is open all the same");
+        // The word of the server itself counts afterwards as it did before.
+        let then = now + SECOND;
+        let said = enter(&breaker, then).unwrap().refused_at(then, Verdict::Wrong);
+        assert_eq!(said, Refused::Diverged);
+        let then = then + 2 * SECOND;
+        let said = enter(&breaker, then).unwrap().refused_at(then, Verdict::Hearsay);
+        assert_eq!(said, Refused::Again, "it is known");
     }
 
     #[tokio::test]
@@ -264,7 +302,7 @@ mod tests {
         }
         tokio::task::yield_now().await;
         assert_eq!(let_in.load(Ordering::SeqCst) + refused.load(Ordering::SeqCst), 0);
-        assert_eq!(trial.refused(true), Refused::Again);
+        assert_eq!(trial.refused(Verdict::Wrong), Refused::Again);
         others.join_all().await;
         assert_eq!(refused.load(Ordering::SeqCst), 100, "nobody else has tried");
     }

@@ -9,12 +9,11 @@ use crate::core::{Refusal, Why};
 /// The refusal, with its reason and reference where programs find them.
 pub(super) fn refused(refusal: &Refusal) -> v1::Refused {
     let why = refusal.why();
-    let field = if let Why::InvalidRequest { field, .. } = why { *field } else { "" };
     v1::Refused {
         reason: reason(why).into(),
         message: refusal.message(),
         r#ref: refusal.reference().0,
-        field: field.to_owned(),
+        field: why.field().unwrap_or_default().to_owned(),
         // Configured, or a constant: it always fits.
         retry_after: why.retry_after().and_then(|after| after.try_into().ok()),
     }
@@ -23,7 +22,7 @@ pub(super) fn refused(refusal: &Refusal) -> v1::Refused {
 fn reason(why: &Why) -> Reason {
     match why {
         Why::AccessDenied | Why::PeerExited => Reason::AccessDenied,
-        Why::InvalidRequest { .. } => Reason::InvalidRequest,
+        Why::InvalidRequest { .. } | Why::SettingRefused(_) => Reason::InvalidRequest,
         Why::HandleInvalid => Reason::HandleInvalid,
         Why::HandleExpired => Reason::HandleExpired,
         Why::LimitReached { .. } => Reason::LimitReached,
@@ -37,7 +36,7 @@ fn reason(why: &Why) -> Reason {
         Why::AuditUnavailable => Reason::AuditUnavailable,
         Why::HandoffUnsupported(_) => Reason::HandoffUnsupported,
         Why::Unsupported(_) => Reason::Unsupported,
-        Why::Internal(_) => Reason::Internal,
+        Why::Internal(_) | Why::NotSaved(_) => Reason::Internal,
     }
 }
 
@@ -63,6 +62,8 @@ mod tests {
             Why::HandoffUnsupported("x"),
             Why::Unsupported("x"),
             Why::Internal("x"),
+            Why::NotSaved("x".to_owned()),
+            Why::SettingRefused(None),
             Why::PeerExited,
         ];
         for why in all {

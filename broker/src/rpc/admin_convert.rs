@@ -95,6 +95,7 @@ pub(super) fn session(view: SessionView) -> v1::SessionInfo {
         credential_version: owner.credential_version,
         database: owner.database.as_str().to_owned(),
         subject,
+        mode: owner.mode.name().to_owned(),
     }
 }
 

@@ -14,8 +14,8 @@ use crate::core::{Refusal, Why};
 pub(super) fn refused(refusal: &Refusal) -> Status {
     let why = refusal.why();
     let mut metadata = HashMap::from([("ref".to_owned(), refusal.reference().to_string())]);
-    if let Why::InvalidRequest { field, .. } = why {
-        metadata.insert("field".to_owned(), (*field).to_owned());
+    if let Some(field) = why.field() {
+        metadata.insert("field".to_owned(), field.to_owned());
     }
     let mut details = ErrorDetails::with_error_info(why.name(), ERROR_DOMAIN, metadata);
     if let Some(after) = why.retry_after() {
@@ -33,7 +33,7 @@ pub(super) fn told(code: Code, reason: &str, message: String) -> Status {
 fn code(why: &Why) -> Code {
     match why {
         Why::AccessDenied | Why::PeerExited => Code::PermissionDenied,
-        Why::InvalidRequest { .. } => Code::InvalidArgument,
+        Why::InvalidRequest { .. } | Why::SettingRefused(_) => Code::InvalidArgument,
         Why::HandleInvalid => Code::NotFound,
         Why::HandleExpired | Why::Suspended | Why::UpstreamUntrusted => Code::FailedPrecondition,
         Why::LimitReached { .. } => Code::ResourceExhausted,
@@ -42,7 +42,8 @@ fn code(why: &Why) -> Code {
         Why::UpstreamRefused(_)
         | Why::UpstreamHeld { .. }
         | Why::NoCredential(_)
-        | Why::Internal(_) => Code::Internal,
+        | Why::Internal(_)
+        | Why::NotSaved(_) => Code::Internal,
     }
 }
 
@@ -66,6 +67,8 @@ mod tests {
             Why::AuditUnavailable,
             Why::Unsupported("x"),
             Why::Internal("x"),
+            Why::NotSaved("x".to_owned()),
+            Why::SettingRefused(None),
             Why::PeerExited,
         ];
         for why in all {

@@ -83,6 +83,9 @@ pub struct Validation {
     pub warnings: Vec<String>,
     /// From dialling until the server was ready.
     pub took: Duration,
+    /// How the server let the broker in: `scram-sha-256-plus` (bound to the TLS channel),
+    /// `scram-sha-256`, `md5`, `password`, `none`. Empty: the broker is too old to say.
+    pub method: String,
 }
 
 impl Validation {
@@ -92,6 +95,7 @@ impl Validation {
             server_version: response.server_version,
             warnings: response.warnings,
             took: took.unwrap_or_default(),
+            method: response.method,
         }
     }
 }
@@ -231,6 +235,9 @@ pub struct SessionInfo {
     pub database: String,
     /// The subject of the handle.
     pub subject: String,
+    /// How its bytes travel: `door` (through the broker) or `handoff` (the peer has the socket).
+    /// Empty: the broker is too old to say.
+    pub mode: String,
 }
 
 impl SessionInfo {
@@ -246,6 +253,7 @@ impl SessionInfo {
             credential_version: session.credential_version,
             database: session.database,
             subject: session.subject,
+            mode: session.mode,
         })
     }
 }

@@ -157,6 +157,7 @@ impl AdminService for Admin {
             credential_version: 3,
             database: "mydb".into(),
             subject: "alice\u{1b}[2J\nses_8".into(),
+            mode: "handoff".into(),
         };
         Ok(Response::new(v1::ListSessionsResponse { sessions: vec![session], total: 9 }))
     }

@@ -256,6 +256,14 @@ fn a_suspension_that_cannot_be_written_is_in_force_and_says_so() {
     println!("told: {}", suspended.problem);
     assert_eq!(service.issue("main_db").expect_err("in force").reason, "SUSPENDED");
 
+    let resumed = admin.resume(Some("main_db")).expect_err("a restart would suspend it again");
+    assert_eq!((resumed.reason.as_str(), resumed.code), ("INTERNAL", Code::Internal));
+    println!("told: {}", resumed.message);
+    for said in ["suspended.json.new", "Is a directory", "try again"] {
+        assert!(resumed.message.contains(said), "{}", resumed.message);
+    }
+    assert_eq!(service.issue("main_db").expect_err("still in force").reason, "SUSPENDED");
+
     fs::remove_dir(&obstacle).expect("the obstacle goes");
     assert_eq!(admin.resume(Some("main_db")), Ok(Vec::new()));
     service.issue("main_db").expect("resumed");
@@ -415,6 +423,7 @@ fn the_command_line_of_an_operator() {
     assert!(!shown.contains(database.canary().reveal()), "{shown}");
     let validated = line.run(&["validate", "store_db"]);
     assert!(validated.contains("works"), "{validated}");
+    assert!(validated.contains("scram-sha-256-plus"), "{validated}");
 
     let service = broker.handles(&client);
     let token = service.issue("store_db").expect("a grant").token;
@@ -423,6 +432,7 @@ fn the_command_line_of_an_operator() {
     let status = line.json(&["status"]);
     assert_eq!((&status["handles"], &status["sessions"]), (&1.into(), &2.into()), "{status}");
     let sessions = line.json(&["sessions"]);
+    assert_eq!(sessions["sessions"][0]["mode"], "door", "{sessions}");
     let id = sessions["sessions"][0]["id"].as_str().expect("an id");
     assert_eq!(line.run(&["sessions", "close", id]), "closed\n");
     assert_eq!(database.backends(), 1, "one is closed when the command ends");

@@ -22,6 +22,9 @@ use rustix::process::Signal;
 use tokio_postgres::config::SslMode;
 use tokio_postgres::{AsyncMessage, Config, NoTls};
 
+#[path = "handoff/bounds.rs"]
+mod bounds;
+
 const MAY: [&str; 3] = ["issue", "open", "handoff"];
 
 fn granted(setup: Setup, identity: &Identity, may: &[&str]) -> Setup {
@@ -125,6 +128,8 @@ fn the_servers_own_refusal_and_a_wrong_setting_are_told() {
     request.startup = vec![StartupParameter { name: "role".into(), value: "postgres".into() }];
     let refused = packets.call(Request::Open(request.clone()), &[]).expect_err("not allowed");
     assert_eq!(reason(&refused), Reason::InvalidRequest, "{refused:?}");
+    assert!(refused.message.starts_with("the startup parameter role must be"), "{refused:?}");
+    assert_eq!(refused.field, "startup parameters");
     request.startup.clear();
     request.database = "no_such_db".into();
     let (reply, descriptors) = packets.call(Request::Open(request), &[]).expect("it was let in");

@@ -4,12 +4,14 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use credbroker_e2e::assert_eventually;
+use credbroker_e2e::audit::disk::Disk;
 use credbroker_e2e::broker::{Broker, Via};
 use credbroker_e2e::canary::Canary;
 use credbroker_e2e::frontend::{LoginError, Session, startup};
-use credbroker_e2e::identity::Identity;
+use credbroker_e2e::identity::{Identity, several_or_say};
 use credbroker_e2e::postgres::{Database, Server};
-use credbroker_e2e::wait::holds_for;
+use credbroker_e2e::proxy::{LoginProxy, Step};
+use credbroker_e2e::wait::{PATIENCE, holds_for};
 
 /// Longer than the pause before a spare is replaced.
 const SETTLED: Duration = Duration::from_millis(500);
@@ -143,4 +145,43 @@ fn a_spare_is_recorded_as_the_brokers_own_act() {
     assert_eq!(dialled[0].text("connection"), Some("main_db"));
     assert_eq!(dialled[0].text("outcome"), Some("allowed"));
     assert_eq!(dialled[0].text("peer.uid"), None, "it is the broker's own act");
+}
+
+#[test]
+fn g4_no_spare_is_dialled_while_it_cannot_be_recorded() {
+    if !several_or_say("a full filesystem needs a mount") {
+        return;
+    }
+    let database = Server::shared().database();
+    let proxy = LoginProxy::start(database.server());
+    let setup = Broker::usual_setup(&database, Via::Plain(proxy.port()))
+        .set("connections.main_db.warm", 1_i64);
+    let disk = Disk::tiny(&setup.path("state"), &Identity::broker());
+    let broker = setup.start();
+    // Unmounted before the broker's directories are removed.
+    let disk = disk;
+    let service = broker.handles(&Identity::client());
+    let token = service.issue("main_db").expect("a grant").token;
+    // It comes in, and would have a spare dialled, when nothing can be recorded any more.
+    proxy.hold_at(Step::ReadyForQuery);
+    let mut first = std::thread::scope(|scope| {
+        let login = scope.spawn(|| session(&broker, &token, "shop"));
+        proxy.wait_until_held(PATIENCE);
+        disk.fill();
+        let mut more = 0..1000;
+        while service.issue("main_db").is_ok() {
+            assert!(more.next().is_some(), "nothing is refused");
+        }
+        proxy.release();
+        login.join().expect("a session")
+    });
+    one(&mut first, "SELECT 1");
+    assert!(holds_for(SETTLED, || proxy.accepted() == 1), "a spare was dialled");
+    assert!(broker.audit().of("upstream.dialled").is_empty());
+    disk.free();
+    assert_eventually!(service.issue("main_db").is_ok(), "the service does not resume");
+    let mut second = session(&broker, &token, "shop");
+    one(&mut second, "SELECT 1");
+    assert_eventually!(proxy.accepted() == 3, "now there is one beside the two sessions");
+    assert_eq!(broker.audit().of("upstream.dialled").len(), 1);
 }

@@ -11,10 +11,11 @@ use crate::connection::tests::connection;
 use crate::connection::{Connection, ConnectionName};
 use crate::core::settings::Settings;
 use crate::core::suspension::Suspended;
-use crate::credential::Credential;
+use crate::credential::{Credential, SecretForm};
 use crate::handle::{Bind, Handle, HandleId, Standing, Token, TokenHash};
 use crate::peer::{Peer, Uid};
 use crate::policy::{Action, Pattern, Policy, Rule, RuleLimits, Selector};
+use crate::source::Material;
 
 use super::State;
 
@@ -26,11 +27,16 @@ pub(super) fn name() -> ConnectionName {
 
 /// Settings by which `uids` may issue, open, and come in ambient.
 pub(super) fn settings(uids: &[u32], sessions: usize) -> Settings {
+    settings_with(uids, &[Action::Issue, Action::Open, Action::Ambient], sessions)
+}
+
+/// Settings by which `uids` may do just this.
+pub(super) fn settings_with(uids: &[u32], may: &[Action], sessions: usize) -> Settings {
     let rule = |uid: u32| Rule {
         name: format!("uid {uid}"),
         peer: Selector { uid: Some(Uid::from_raw(uid)), ..Selector::default() },
         connections: vec![Pattern::parse(MAIN).unwrap()],
-        actions: [Action::Issue, Action::Open, Action::Ambient].into_iter().collect(),
+        actions: may.iter().copied().collect(),
         redeemers: Vec::new(),
         limits: RuleLimits::default(),
     };
@@ -65,6 +71,15 @@ pub(super) fn credential() -> Arc<Credential> {
 
 pub(super) fn peer(uid: u32) -> Peer {
     Peer::dangerous_for_test(uid, uid, &[])
+}
+
+/// What a peer brings for a handle of its own.
+pub(super) fn registered() -> Arc<Credential> {
+    let arena = Arena::map(BackendChoice::Auto, 64 * 1024).unwrap();
+    let mut slot = arena.allocate(2).unwrap();
+    slot.fill(|bytes| bytes.copy_from_slice(b"pw"));
+    let material = Material { username: "app".into(), secret: slot, form: SecretForm::Password };
+    Arc::new(Credential::registered(material))
 }
 
 /// Puts a handle of `holder` into the table.

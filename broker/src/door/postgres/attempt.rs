@@ -38,10 +38,10 @@ pub(super) async fn log_in_for(
         Err(fault) => fault,
     };
     match fault {
-        LoginFault::Refused(_) => {
+        LoginFault::Refused { verdict, .. } => {
             // While the attempt lasts the others wait, and so they learn of what is found.
             let newer = opening.renew_credential().await;
-            let meaning = attempt.refused(fault.is_wrong_secret());
+            let meaning = attempt.refused(verdict);
             match newer {
                 Some(newer) => once(opening, newer, parameters).await,
                 None => {
@@ -85,7 +85,7 @@ pub(super) fn conclude(
             attempt.succeeded();
             None
         }
-        Err(fault @ LoginFault::Refused(_)) => Some(attempt.refused(fault.is_wrong_secret())),
+        Err(LoginFault::Refused { verdict, .. }) => Some(attempt.refused(*verdict)),
         Err(
             LoginFault::Dial(_)
             | LoginFault::Link(_)

@@ -24,8 +24,8 @@ pub(crate) use self::prelude::{Prelude, ServerKey};
 use super::scram::{self, Challenge, Proof, ScramFault};
 use super::{codec, secret_messages};
 use crate::connection::Connection;
-use crate::credential::{Attempt, Credential};
-use crate::upstream::{DialError, Link, Remote, Stream};
+use crate::credential::{Attempt, Credential, Verdict};
+use crate::upstream::{DialError, Link, NameProof, Remote, Stream};
 
 #[cfg(test)]
 mod differential;
@@ -47,9 +47,9 @@ pub(crate) enum LoginFault {
     /// The server did something that no honest one does.
     #[error("the server cannot be trusted: {0}")]
     Untrusted(&'static str),
-    /// The server refuses the credential.
-    #[error("the server refuses the credential ({0})")]
-    Refused(String),
+    /// The server refuses the credential. `sqlstate` is [`SCRAM`] when it says so in SCRAM's words.
+    #[error("the server refuses the credential ({sqlstate})")]
+    Refused { sqlstate: String, verdict: Verdict },
     /// The server has refused the credential a moment ago, and is not asked again so soon.
     #[error("the server refused the credential, and is asked again in {} s", retry.as_secs())]
     Held { retry: Duration },
@@ -95,7 +95,8 @@ impl From<ScramFault> for LoginFault {
             ScramFault::Channel => {
                 Self::Untrusted("it sees another TLS channel than we do: somebody stands between")
             }
-            ScramFault::Refused => Self::Refused(SCRAM.to_owned()),
+            // Of a server that may be anybody's; [`machine`] knows better where it is not.
+            ScramFault::Refused => refusal(SCRAM.to_owned(), Voice::Anybodys),
             ScramFault::NoRandomness => {
                 Self::Link(io::Error::other("the kernel gave no random bytes"))
             }
@@ -107,12 +108,37 @@ impl From<ScramFault> for LoginFault {
 /// What stands in the place of the SQLSTATE when a server refuses by SCRAM's own words.
 const SCRAM: &str = "SCRAM";
 
-impl LoginFault {
-    /// Whether the server says that the secret is wrong, rather than that this role, database or
-    /// address may not come in (`28000`).
-    pub(crate) fn is_wrong_secret(&self) -> bool {
-        matches!(self, Self::Refused(code) if code == "28P01" || code == SCRAM)
+/// Whose word it is that comes over a link before SCRAM has proved anything. PostgreSQL refuses a
+/// wrong proof (28P01) without showing one of its own, so only the link can tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Voice {
+    /// The configured server's: TLS verified its name, or it is at its Unix socket, which nobody
+    /// replaces whom its directory does not belong to.
+    Servers,
+    /// Whoever answered: on a network, and on a loopback address too, where any process may
+    /// listen on a port that the server does not.
+    Anybodys,
+}
+
+impl Voice {
+    fn over(name: NameProof, remote: &Remote) -> Self {
+        match name {
+            NameProof::Verified => Self::Servers,
+            NameProof::None if remote.is_unix_socket() => Self::Servers,
+            NameProof::None => Self::Anybodys,
+        }
     }
+}
+
+/// A refusal of the credential. That the secret is wrong is something else than that this role,
+/// database or address may not come in (`28000`).
+fn refusal(sqlstate: String, voice: Voice) -> LoginFault {
+    let verdict = match (sqlstate == "28P01" || sqlstate == SCRAM, voice) {
+        (true, Voice::Servers) => Verdict::Wrong,
+        (true, Voice::Anybodys) => Verdict::Hearsay,
+        (false, _) => Verdict::Elsewhere,
+    };
+    LoginFault::Refused { sqlstate, verdict }
 }
 
 /// Logs in over a fresh link.
@@ -129,7 +155,8 @@ pub(crate) async fn log_in(
 async fn run(link: Link, request: LoginRequest<'_>) -> Result<Authenticated, LoginFault> {
     let Link { stream, name, remote } = link;
     let LoginRequest { connection, credential, attempt, database, parameters } = request;
-    let terms = Terms { rules: &connection.login, name, channel: stream.channel() };
+    let voice = Voice::over(name, &remote);
+    let terms = Terms { rules: &connection.login, name, voice, channel: stream.channel() };
     let mut messages = Messages::new(stream);
     let parameters = parameters.iter().map(|(name, value)| (name.as_str(), value.as_str()));
     messages.send(&codec::startup_message(credential.username(), database, parameters)).await?;

@@ -10,7 +10,7 @@ use super::codec::Startup;
 use super::fault;
 use super::spares::Spares;
 use crate::connection::Connection;
-use crate::core::{Opening, Why};
+use crate::core::{Opening, SettingName, Why};
 use crate::door::login::UpstreamFault;
 
 /// What of a startup message the connection's configuration does not allow.
@@ -21,11 +21,9 @@ pub(super) fn objection(startup: &Startup, connection: &Connection) -> Option<Wh
     {
         return Some(Why::Unsupported("replication (set replication = true for the connection)"));
     }
-    let refused = startup.parameters.iter().any(|(name, _)| !connection.startup.allows(name));
-    refused.then_some(Why::InvalidRequest {
-        field: "startup parameters",
-        must: "be among those that the connection's `startup` key allows",
-    })
+    let mut names = startup.parameters.iter().map(|(name, _)| name);
+    let refused = names.find(|name| !connection.startup.allows(name))?;
+    Some(Why::SettingRefused(SettingName::parse(refused)))
 }
 
 /// What the server is told: all that the client set, but not who it is.
@@ -70,7 +68,7 @@ fn upstream_fault(fault: LoginFault, opening: &Opening) -> UpstreamFault {
         LoginFault::Dial(_)
         | LoginFault::Link(_)
         | LoginFault::Untrusted(_)
-        | LoginFault::Refused(_)
+        | LoginFault::Refused { .. }
         | LoginFault::Held { .. }
         | LoginFault::Unproven(_) => UpstreamFault::Ours { reason, why },
     }

@@ -29,7 +29,7 @@ pub(super) fn explain(fault: &LoginFault, connection: &ConnectionName) -> (&'sta
             warn!(%connection, what, "the server cannot be trusted");
             ("upstream_untrusted", Why::UpstreamUntrusted)
         }
-        LoginFault::Refused(sqlstate) => {
+        LoginFault::Refused { sqlstate, .. } => {
             warn!(%connection, sqlstate, "the server refuses the broker's credential");
             ("upstream_refused", Why::UpstreamRefused(connection.clone()))
         }

@@ -50,7 +50,7 @@ pub(super) fn cut(reason: CutReason) -> Vec<u8> {
 fn code(why: &Why) -> &'static str {
     match why {
         Why::AccessDenied | Why::PeerExited => "28000",
-        Why::InvalidRequest { .. } => "08P01",
+        Why::InvalidRequest { .. } | Why::SettingRefused(_) => "08P01",
         Why::HandleInvalid | Why::HandleExpired => "28P01",
         Why::LimitReached { .. } => "53300",
         Why::Draining | Why::Suspended => "57P03",
@@ -61,6 +61,6 @@ fn code(why: &Why) -> &'static str {
         | Why::UpstreamUntrusted
         | Why::AuditUnavailable => "08006",
         Why::HandoffUnsupported(_) | Why::Unsupported(_) => "0A000",
-        Why::Internal(_) => "XX000",
+        Why::Internal(_) | Why::NotSaved(_) => "XX000",
     }
 }

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::args::Global;
 use crate::failure::Failure;
-use crate::output::pairs;
+use crate::output::{or_dash, pairs};
 
 /// Log in with a connection's credential, look at the role, and log out (operators)
 #[derive(Args, Debug)]
@@ -22,6 +22,7 @@ struct View<'a> {
     valid: bool,
     server_version: &'a str,
     took_ms: u128,
+    method: &'a str,
     warnings: &'a [String],
 }
 
@@ -32,11 +33,13 @@ pub(crate) fn run(command: &Validate, global: &Global) -> Result<ExitCode, Failu
         valid: true,
         server_version: &found.server_version,
         took_ms,
+        method: &found.method,
         warnings: &found.warnings,
     };
     global.output.print(&view, || {
         let mut rows = vec![
             ("login", format!("works, in {took_ms} ms")),
+            ("method", or_dash(Some(&found.method))),
             ("server", found.server_version.clone()),
         ];
         rows.extend(found.warnings.iter().map(|warning| ("warning", warning.clone())));

@@ -3,10 +3,11 @@
 #![forbid(unsafe_code)]
 
 use super::prelude::Prelude;
-use super::{LoginFault, codec};
+use super::{LoginFault, SCRAM, Voice, codec, refusal};
 use crate::credential::{ChannelBinding, LoginRules, Method};
 use crate::door::postgres::scram::{
-    Binding, Challenge, ClientFirst, MECHANISM, MECHANISM_PLUS, ServerProven, ServerSignature,
+    Binding, Challenge, ClientFirst, MECHANISM, MECHANISM_PLUS, ScramFault, ServerProven,
+    ServerSignature,
 };
 use crate::door::wire::{Reader, Writer};
 use crate::upstream::NameProof;
@@ -18,6 +19,7 @@ pub(super) struct Terms<'a> {
     pub(super) rules: &'a LoginRules,
     /// What the link proved before.
     pub(super) name: NameProof,
+    pub(super) voice: Voice,
     pub(super) channel: Channel,
 }
 
@@ -72,7 +74,7 @@ pub(super) fn advance(
 ) -> Result<Step, LoginFault> {
     use LoginFault::Untrusted;
     match (tag, state) {
-        (b'E', state) => Err(server_error(&state, terms.name, body)),
+        (b'E', state) => Err(server_error(&state, terms, body)),
         (b'R', state) => authentication(state, terms, body),
         (b'Z', State::Prelude(mut prelude, how)) => {
             prelude.push(tag, body)?;
@@ -120,7 +122,7 @@ fn authentication(state: State, terms: &Terms<'_>, body: &[u8]) -> Result<Step, 
             Ok(Step::Prove(first.challenged(reader.rest())?, bound))
         }
         (12, State::Final(expected, bound)) => {
-            let proven = expected.check(reader.rest())?;
+            let proven = expected.check(reader.rest()).map_err(|fault| terms.fault(fault))?;
             Ok(Step::Wait(State::Ok(proven, bound)))
         }
         (0, State::Ok(_proven, bound)) => {
@@ -176,6 +178,14 @@ impl Terms<'_> {
         }
     }
 
+    fn fault(&self, fault: ScramFault) -> LoginFault {
+        if fault == ScramFault::Refused {
+            refusal(SCRAM.to_owned(), self.voice)
+        } else {
+            fault.into()
+        }
+    }
+
     /// What the exchange is bound to, by what AuthenticationSASL offers (libpq's rules).
     fn binding(&self, offer: &Reader<'_>) -> Result<Binding, LoginFault> {
         self.permit(Method::Scram)?;
@@ -205,14 +215,14 @@ fn mechanisms(mut reader: Reader<'_>) -> impl Iterator<Item = &[u8]> {
     std::iter::from_fn(move || reader.c_bytes().ok().filter(|name| !name.is_empty()))
 }
 
-fn server_error(state: &State, name: NameProof, body: &[u8]) -> LoginFault {
+fn server_error(state: &State, terms: &Terms<'_>, body: &[u8]) -> LoginFault {
     let sqlstate = codec::sqlstate(body).filter(|code| code.iter().all(u8::is_ascii_alphanumeric));
     let sqlstate = sqlstate
         .map_or_else(|| "none".to_owned(), |code| String::from_utf8_lossy(&code).into_owned());
     let proven = match state {
         State::Ok(..) | State::Prelude(..) => true,
         State::Auth | State::Continue(..) | State::Final(..) | State::Sent(_) => {
-            name == NameProof::Verified
+            terms.name == NameProof::Verified
         }
     };
     // How PostgreSQL words that the certificate which we saw is not its own.
@@ -223,7 +233,8 @@ fn server_error(state: &State, name: NameProof, body: &[u8]) -> LoginFault {
     }
     // Class 28: the credential, not the request, is at fault, and that is the operator's matter.
     if sqlstate.starts_with("28") && !matches!(state, State::Prelude(..)) {
-        return LoginFault::Refused(sqlstate);
+        let voice = if proven { Voice::Servers } else { terms.voice };
+        return refusal(sqlstate, voice);
     }
     if proven {
         let message = Writer::tagged(b'E').bytes(body).finish();
@@ -254,7 +265,8 @@ pub(in super::super) fn lets_in(from: u8, mut stream: &[u8]) -> bool {
     let name = if bit(3) { NameProof::Verified } else { NameProof::None };
     let end_point = EndPoint::dangerous_for_test(&[7; 32]);
     let channel = if bit(4) { Channel::Tls(Some(end_point)) } else { Channel::Plain };
-    let terms = Terms { rules: &rules, name, channel };
+    let voice = if bit(3) { Voice::Servers } else { Voice::Anybodys };
+    let terms = Terms { rules: &rules, name, voice, channel };
     let mut state = match from % 4 {
         0 => State::Auth,
         1 => State::Continue(ClientFirst::with_nonce("fuzz".to_owned(), Binding::No), Bound::No),
@@ -315,6 +327,8 @@ pub(in super::super) fn lets_in(from: u8, mut stream: &[u8]) -> bool {
 mod tests {
     use super::super::messages::MAX_MESSAGE;
     use super::*;
+    use crate::credential::Verdict;
+    use crate::upstream::Remote;
     use crate::upstream::end_point::EndPoint;
 
     fn auth(kind: u32, rest: &[u8]) -> Vec<u8> {
@@ -322,7 +336,7 @@ mod tests {
     }
 
     fn terms(rules: &LoginRules, name: NameProof) -> Terms<'_> {
-        Terms { rules, name, channel: Channel::Plain }
+        Terms { rules, name, voice: Voice::Anybodys, channel: Channel::Plain }
     }
 
     fn default_step(
@@ -381,6 +395,31 @@ mod tests {
     }
 
     #[test]
+    fn that_the_secret_is_wrong_is_believed_of_the_server_alone() {
+        let rules = LoginRules::default();
+        let verdict = |state, voice, code| {
+            let terms = Terms { voice, ..terms(&rules, NameProof::None) };
+            let error = codec::fatal(code, "no", "", None);
+            match advance(state, &terms, b'E', &error[5..]) {
+                Err(LoginFault::Refused { verdict, .. }) => verdict,
+                other => panic!("{other:?}"),
+            }
+        };
+        let sent = || State::Sent(How::Md5);
+        for state in [|| State::Auth, sent] {
+            assert_eq!(verdict(state(), Voice::Servers, "28P01"), Verdict::Wrong);
+            assert_eq!(verdict(state(), Voice::Anybodys, "28P01"), Verdict::Hearsay);
+            assert_eq!(verdict(state(), Voice::Servers, "28000"), Verdict::Elsewhere);
+            assert_eq!(verdict(state(), Voice::Anybodys, "28000"), Verdict::Elsewhere);
+        }
+        let unix = Remote::unix_for_test(std::path::Path::new("/run/postgresql/.s.PGSQL.5432"));
+        let loopback = Remote::tcp_for_test(([127, 0, 0, 1], 5432).into());
+        assert_eq!(Voice::over(NameProof::None, &unix), Voice::Servers);
+        assert_eq!(Voice::over(NameProof::None, &loopback), Voice::Anybodys);
+        assert_eq!(Voice::over(NameProof::Verified, &loopback), Voice::Servers);
+    }
+
+    #[test]
     fn errors_are_relayed_only_from_a_proven_server() {
         let error = codec::fatal("3D000", "database \"x\" does not exist", "", None);
         let body = &error[5..];
@@ -395,7 +434,7 @@ mod tests {
             codec::fatal("28P01", "password authentication failed for user \"app\"", "", None);
         let fault =
             default_step(State::Auth, NameProof::Verified, b'E', &refused[5..]).unwrap_err();
-        assert!(matches!(fault, LoginFault::Refused(_)), "{fault}");
+        assert!(matches!(fault, LoginFault::Refused { .. }), "{fault}");
     }
 
     #[test]
@@ -454,7 +493,8 @@ mod tests {
         let rules = all(ChannelBinding::Require);
         let tls = || Channel::Tls(Some(EndPoint::dangerous_for_test(&[1; 32])));
         let ask = |channel, kind, rest: &[u8]| {
-            let terms = Terms { rules: &rules, name: NameProof::Verified, channel };
+            let terms =
+                Terms { voice: Voice::Servers, channel, ..terms(&rules, NameProof::Verified) };
             advance(State::Auth, &terms, b'R', &auth(kind, rest))
         };
         for (kind, rest) in [(0, &b""[..]), (3, b""), (5, b"salt"), (10, b"SCRAM-SHA-256\0\0")] {
@@ -473,7 +513,8 @@ mod tests {
     fn the_header_says_what_the_channel_is() {
         let sent = |binding, channel, offer: &[u8]| {
             let rules = LoginRules::new(vec![Method::Scram], binding).unwrap();
-            let terms = Terms { rules: &rules, name: NameProof::Verified, channel };
+            let terms =
+                Terms { voice: Voice::Servers, channel, ..terms(&rules, NameProof::Verified) };
             match advance(State::Auth, &terms, b'R', &auth(10, offer)) {
                 Ok(Step::Send(_, message)) => String::from_utf8_lossy(&message).into_owned(),
                 other => panic!("{other:?}"),

@@ -39,6 +39,7 @@ struct SessionView<'a> {
     credential_version: u64,
     database: &'a str,
     subject: &'a str,
+    mode: &'a str,
 }
 
 pub(crate) fn run(command: &List, global: &Global) -> Result<ExitCode, Failure> {
@@ -65,6 +66,7 @@ fn view(session: &SessionInfo) -> SessionView<'_> {
         credential_version: session.credential_version,
         database: &session.database,
         subject: &session.subject,
+        mode: &session.mode,
     }
 }
 
@@ -78,6 +80,7 @@ fn text(sessions: &[SessionInfo]) -> String {
         "PID",
         "AGE",
         "STATE",
+        "MODE",
         "CREDENTIAL",
         "HANDLE",
         "SUBJECT",
@@ -85,7 +88,7 @@ fn text(sessions: &[SessionInfo]) -> String {
     table(header, &rows)
 }
 
-fn row(session: &SessionInfo) -> [String; 10] {
+fn row(session: &SessionInfo) -> [String; 11] {
     [
         session.id.clone(),
         session.connection.clone(),
@@ -94,6 +97,7 @@ fn row(session: &SessionInfo) -> [String; 10] {
         or_dash(session.pid),
         age(session.since),
         if session.live { "live" } else { "opening" }.to_owned(),
+        or_dash(Some(&session.mode)),
         format!("v{}", session.credential_version),
         or_dash(session.handle.as_deref()),
         or_dash(Some(&session.subject)),
