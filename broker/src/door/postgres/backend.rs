@@ -71,7 +71,7 @@ pub(crate) struct Authenticated {
 }
 
 /// Whom and how to log in.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct LoginRequest<'a> {
     pub(crate) connection: &'a Connection,
     pub(crate) credential: &'a Arc<Credential>,
@@ -113,6 +113,11 @@ impl LoginFault {
     pub(crate) fn is_wrong_secret(&self) -> bool {
         matches!(self, Self::Refused(code) if code == "28P01" || code == SCRAM)
     }
+
+    /// Whether the server does not take this role in this way, as when `pg_hba.conf` has no entry.
+    pub(crate) fn is_no_entry(&self) -> bool {
+        matches!(self, Self::Refused(code) if code == "28000")
+    }
 }
 
 /// Logs in over a fresh link.
@@ -127,7 +132,7 @@ pub(crate) async fn log_in(
 }
 
 async fn run(link: Link, request: LoginRequest<'_>) -> Result<Authenticated, LoginFault> {
-    let Link { stream, name, remote } = link;
+    let Link { stream, name, remote, otherwise: _ } = link;
     let LoginRequest { connection, credential, attempt, database, parameters } = request;
     let terms = Terms { rules: &connection.login, name, channel: stream.channel() };
     let mut messages = Messages::new(stream);
