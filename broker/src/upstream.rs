@@ -263,7 +263,14 @@ impl AsyncRead for Stream {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        each!(self, stream => Pin::new(stream).poll_read(cx, buf))
+        match each!(self, stream => Pin::new(stream).poll_read(cx, buf)) {
+            // TLS that ends without close_notify, as most servers end it. It is an end like that of
+            // a plain socket: PostgreSQL's messages have lengths, so one that was cut short shows.
+            Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                Poll::Ready(Ok(()))
+            }
+            read => read,
+        }
     }
 }
 

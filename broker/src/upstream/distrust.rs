@@ -29,6 +29,10 @@ pub(crate) enum Distrust {
     NotYet,
     #[error("its certificate is of no root that is trusted here: check tls.ca_file")]
     UnknownIssuer,
+    #[error(
+        "its certificate is signed by another key than its issuer's, or it has not the key that is in it: check tls.ca_file"
+    )]
+    Forged,
     #[error("its certificate is not for {wanted}, but for {names}")]
     OtherName { wanted: String, names: String },
     #[error(
@@ -70,6 +74,8 @@ impl Distrust {
             Self::NotYet
         } else if is(&[CertificateError::UnknownIssuer]) {
             Self::UnknownIssuer
+        } else if is(&[CertificateError::BadSignature]) {
+            Self::Forged
         } else {
             Self::Other(error)
         }
@@ -117,7 +123,8 @@ mod tests {
             "its certificate is not for db.internal, but for db2.internal, 10.0.0.5"
         );
         assert!(names(&[]).contains("add a subjectAltName for db.internal"));
-        assert!(said(CertificateError::BadSignature).starts_with("TLS failed: "));
+        assert!(said(CertificateError::BadSignature).contains("another key"));
+        assert!(said(CertificateError::BadEncoding).starts_with("TLS failed: "));
     }
 
     #[test]
