@@ -269,7 +269,7 @@ impl AsyncRead for Stream {
             Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
                 Poll::Ready(Ok(()))
             }
-            read => read,
+            read @ (Poll::Ready(_) | Poll::Pending) => read,
         }
     }
 }

@@ -53,7 +53,7 @@ impl Authority {
     /// When the cryptography fails.
     #[must_use]
     pub fn sign(&self, name: &str) -> ServerTls {
-        self.sign_params(CertificateParams::new([name.to_owned()]).expect("a name"))
+        self.sign_params(&CertificateParams::new([name.to_owned()]).expect("a name"))
     }
 
     /// The same, valid no more since 2001.
@@ -65,7 +65,7 @@ impl Authority {
         let mut params = CertificateParams::new([name.to_owned()]).expect("a name");
         params.not_before = date_time_ymd(2000, 1, 1);
         params.not_after = date_time_ymd(2001, 1, 1);
-        self.sign_params(params)
+        self.sign_params(&params)
     }
 
     /// One that has the name where nobody looks any more (RFC 9525 §1.4): in its subject.
@@ -76,10 +76,10 @@ impl Authority {
     pub fn sign_common_name(&self, name: &str) -> ServerTls {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, name);
-        self.sign_params(params)
+        self.sign_params(&params)
     }
 
-    fn sign_params(&self, params: CertificateParams) -> ServerTls {
+    fn sign_params(&self, params: &CertificateParams) -> ServerTls {
         let key = key();
         let certificate = params.signed_by(&key, &self.issuer).expect("a certificate");
         ServerTls::new(certificate.der().clone(), &key)
