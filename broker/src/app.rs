@@ -19,7 +19,7 @@ use crate::arena::{Arena, RegionError};
 use crate::audit::{Audit, Event, Outcome, Record, SinkError};
 use crate::cli::{Command, HealthArgs};
 use crate::config::{Config, ConfigError, Places};
-use crate::connection::{Host, Tls};
+use crate::connection::{Hosts, Tls};
 use crate::core::{Core, Parts, Reloading, Settings, SuspensionError, SuspensionFile};
 use crate::credential::Credentials;
 use crate::door::ends::Ends;
@@ -317,9 +317,11 @@ fn sandbox_paths(config: &Config) -> Paths {
     let roots = ["SSL_CERT_FILE", "SSL_CERT_DIR"].into_iter().filter_map(std::env::var_os);
     paths.read.extend(roots.map(PathBuf::from));
     for configured in config.connections.values() {
-        match &configured.connection.host {
-            Host::Tcp { port, .. } => paths.connect.push(*port),
-            Host::Unix { directory, .. } => paths.read.push(directory.clone()),
+        match &configured.connection.hosts {
+            Hosts::Tcp(hosts) => paths.connect.extend(hosts.iter().map(|host| host.port)),
+            Hosts::Unix { sockets, .. } => {
+                paths.read.extend(sockets.iter().map(|socket| socket.directory.clone()));
+            }
         }
         // A reload reads the roots again, and a renewed file is another one of that name.
         if let Tls::Required { ca_file: Some(file), .. } = &configured.connection.tls {

@@ -25,6 +25,7 @@ mod file;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
 mod grants;
+mod hosts;
 mod login;
 mod merge;
 mod parse;

@@ -5,18 +5,19 @@
 
 use std::borrow::Borrow;
 use std::fmt;
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::ClientConfig;
-use rustls::pki_types::ServerName;
 use serde::Serialize;
 
+pub(crate) use self::hosts::{Hosts, TcpHost, UnixSocket};
 use crate::credential::LoginRules;
 use crate::policy::Pattern;
 use crate::upstream::tls::RootsId;
+
+mod hosts;
 
 /// What PostgreSQL listens on when nobody says otherwise.
 pub(crate) const DEFAULT_PORT: u16 = 5432;
@@ -63,7 +64,9 @@ impl Borrow<str> for ConnectionName {
 #[derive(Debug)]
 pub struct Connection {
     pub(crate) name: ConnectionName,
-    pub(crate) host: Host,
+    pub(crate) hosts: Hosts,
+    /// For one address of one host: its socket, and TLS.
+    pub(crate) connect_timeout: Duration,
     /// What an absent database means.
     pub(crate) database: String,
     /// Other databases that a client may ask for.
@@ -90,6 +93,8 @@ pub struct Connection {
 pub(crate) enum NoHandoff {
     /// Its bytes need the state of TLS, which is the broker's.
     Tls,
+    /// Modes `allow` and `prefer`: the same, if the server likes.
+    PerhapsTls,
     /// What passes could be read on the network, and nobody said that it may.
     Plaintext,
 }
@@ -99,20 +104,12 @@ impl NoHandoff {
     pub(crate) const fn because(self) -> &'static str {
         match self {
             Self::Tls => "it is protected by TLS",
+            Self::PerhapsTls => "its tls.mode is allow or prefer, and it may be protected by TLS",
             Self::Plaintext => {
                 "it leads to another machine in plaintext, without insecure_handoff = true"
             }
         }
     }
-}
-
-/// Where the server is.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Host {
-    /// A name or an address, and a port.
-    Tcp { host: String, port: u16 },
-    /// The directory of a Unix socket, and the port that its file name carries.
-    Unix { directory: PathBuf, port: u16 },
 }
 
 /// How the link is protected; libpq's names.
@@ -123,11 +120,31 @@ pub(crate) enum Tls {
     Required {
         check: Check,
         config: Arc<ClientConfig>,
-        name: ServerName<'static>,
         ca_file: Option<PathBuf>,
         /// Tells sets of roots apart.
         roots: RootsId,
     },
+    /// TLS or not, as whoever answers likes; nothing of its certificate is checked.
+    Optional { first: First, config: Arc<ClientConfig> },
+}
+
+/// What is tried first where both are taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum First {
+    /// Mode `prefer`.
+    Tls,
+    /// Mode `allow`.
+    Plaintext,
+}
+
+impl First {
+    /// libpq's name of the mode.
+    pub(crate) fn mode(self) -> &'static str {
+        match self {
+            Self::Tls => "prefer",
+            Self::Plaintext => "allow",
+        }
+    }
 }
 
 /// What is checked of a server's certificate.
@@ -190,35 +207,14 @@ impl Connection {
     /// The destination for people, user and password masked.
     #[must_use]
     pub fn masked_target(&self) -> String {
-        match &self.host {
-            Host::Tcp { host, port } if host.contains(':') => {
-                format!("postgresql://{}@[{host}]:{port}/{}", Self::MASK, self.database)
-            }
-            Host::Tcp { host, port } => {
-                format!("postgresql://{}@{host}:{port}/{}", Self::MASK, self.database)
-            }
-            Host::Unix { directory, port } => {
-                format!(
-                    "postgresql://{}@/{}?host={}&port={port}",
-                    Self::MASK,
-                    self.database,
-                    directory.display()
-                )
-            }
-        }
+        self.hosts.url(Self::MASK, &self.database)
     }
 
     /// Whether this is the connection to `destination`.
     pub(crate) fn is_at(&self, destination: &Destination<'_>) -> bool {
-        let Destination { kind, host: asked, port: asked_port, database } = *destination;
-        let (host_is, port) = match &self.host {
-            // Host names are compared as DNS does (RFC 4343).
-            Host::Tcp { host, port } => (host.eq_ignore_ascii_case(asked), *port),
-            Host::Unix { directory, port } => (directory.as_os_str() == asked, *port),
-        };
+        let Destination { kind, host, port, database } = *destination;
         let database = (!database.is_empty()).then_some(database);
-        host_is
-            && port == asked_port.unwrap_or(DEFAULT_PORT)
+        self.hosts.are_at(host, port)
             && (kind.is_empty() || kind == Self::KIND)
             && self.database(database).is_some()
     }
@@ -226,7 +222,7 @@ impl Connection {
     /// Whether both names lead to the same place, proved in the same way: what decides whether a
     /// session that was opened by one may go on under the other.
     pub(crate) fn leads_to_same(&self, other: &Self) -> bool {
-        self.host == other.host && self.tls.proves_as(&other.tls)
+        self.hosts == other.hosts && self.tls.proves_as(&other.tls)
     }
 
     /// Whether a database that was allowed once is allowed now.
@@ -236,7 +232,7 @@ impl Connection {
 
     /// Whether what passes could be read on the network.
     pub(crate) fn is_plaintext_tcp(&self) -> bool {
-        matches!((&self.host, &self.tls), (Host::Tcp { .. }, Tls::Disable))
+        matches!((&self.hosts, &self.tls), (Hosts::Tcp(_), Tls::Disable))
     }
 
     /// Whether an authenticated socket to it can be handed over.
@@ -244,22 +240,20 @@ impl Connection {
     /// # Errors
     /// Why not, for a caller that may know of the connection.
     pub(crate) fn handoff(&self) -> Result<(), NoHandoff> {
-        match (&self.host, &self.tls) {
-            (Host::Unix { .. }, _) => Ok(()),
-            (Host::Tcp { .. }, Tls::Required { .. }) => Err(NoHandoff::Tls),
-            (Host::Tcp { .. }, Tls::Disable) if self.insecure_handoff => Ok(()),
-            (Host::Tcp { host, .. }, Tls::Disable) => match host.parse::<IpAddr>() {
-                Ok(address) if address.is_loopback() => Ok(()),
-                // Whether it is, shows when it was dialled.
-                Err(_name) if host.eq_ignore_ascii_case("localhost") => Ok(()),
-                Ok(_) | Err(_) => Err(NoHandoff::Plaintext),
-            },
+        match (&self.hosts, &self.tls) {
+            (Hosts::Unix { .. }, _) => Ok(()),
+            (Hosts::Tcp(_), Tls::Required { .. }) => Err(NoHandoff::Tls),
+            (Hosts::Tcp(_), Tls::Optional { .. }) => Err(NoHandoff::PerhapsTls),
+            (Hosts::Tcp(_), Tls::Disable) if self.insecure_handoff => Ok(()),
+            (Hosts::Tcp(hosts), Tls::Disable) if hosts.iter().all(TcpHost::is_here) => Ok(()),
+            (Hosts::Tcp(_), Tls::Disable) => Err(NoHandoff::Plaintext),
         }
     }
 
-    /// Whether TLS is spoken with whoever answers, because nothing of the certificate is checked.
+    /// Whether TLS is spoken with whoever answers, because nothing of the certificate is checked;
+    /// or not even TLS, if that is how it answers.
     pub(crate) fn is_unverified_tls(&self) -> bool {
-        matches!(self.tls, Tls::Required { check: Check::Nothing, .. })
+        matches!(self.tls, Tls::Required { check: Check::Nothing, .. } | Tls::Optional { .. })
     }
 
     /// The database that a client gets for what it asked: absent, or the connection's own name,
@@ -285,10 +279,11 @@ impl Tls {
         match (self, other) {
             (Self::Disable, Self::Disable) => true,
             (
-                Self::Required { check, name, roots, .. },
-                Self::Required { check: other_check, name: other_name, roots: other_roots, .. },
-            ) => check == other_check && name == other_name && roots == other_roots,
-            (Self::Disable | Self::Required { .. }, _) => false,
+                Self::Required { check, roots, .. },
+                Self::Required { check: other_check, roots: other_roots, .. },
+            ) => check == other_check && roots == other_roots,
+            (Self::Optional { first, .. }, Self::Optional { first: other, .. }) => first == other,
+            (Self::Disable | Self::Required { .. } | Self::Optional { .. }, _) => false,
         }
     }
 }
@@ -319,9 +314,8 @@ impl fmt::Debug for Tls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Disable => f.write_str("Disable"),
-            Self::Required { check, name, .. } => {
-                f.debug_tuple("Required").field(check).field(name).finish()
-            }
+            Self::Required { check, .. } => f.debug_tuple("Required").field(check).finish(),
+            Self::Optional { first, .. } => f.debug_tuple("Optional").field(first).finish(),
         }
     }
 }
@@ -330,10 +324,22 @@ impl fmt::Debug for Tls {
 pub(crate) mod tests {
     use super::*;
 
+    fn at<const N: usize>(hosts: [&str; N]) -> Hosts {
+        let host = |host: &str| TcpHost { host: host.to_owned(), port: 5432 };
+        Hosts::Tcp(hosts.map(host).into())
+    }
+
+    /// The socket of a server in this directory.
+    pub(crate) fn unix(directory: &std::path::Path) -> Hosts {
+        let socket = UnixSocket { directory: directory.to_owned(), port: 5432 };
+        Hosts::Unix { sockets: vec![socket], server: None }
+    }
+
     pub(crate) fn connection(name: &str) -> Connection {
         Connection {
             name: ConnectionName::parse(name).unwrap(),
-            host: Host::Tcp { host: "db.internal".into(), port: 5432 },
+            hosts: at(["db.internal"]),
+            connect_timeout: Duration::from_secs(10),
             database: "mydb".into(),
             databases: vec![Pattern::parse("reporting_*").unwrap()],
             tls: Tls::Disable,
@@ -388,19 +394,56 @@ pub(crate) mod tests {
             ("0.0.0.0", Err(NoHandoff::Plaintext)),
         ];
         for (host, expected) in hosts {
-            connection.host = Host::Tcp { host: host.into(), port: 5432 };
+            connection.hosts = at([host]);
             assert_eq!(connection.handoff(), expected, "{host}");
+            connection.hosts = at(["127.0.0.1", host]);
+            assert_eq!(connection.handoff(), expected, "{host} is one of them");
         }
         connection.insecure_handoff = true;
         assert_eq!(connection.handoff(), Ok(()));
         connection.insecure_handoff = false;
-        connection.host = Host::Unix { directory: "/run/postgresql".into(), port: 5432 };
+        connection.hosts = unix("/run/postgresql".as_ref());
         assert_eq!(connection.handoff(), Ok(()));
     }
 
     #[test]
     fn the_target_shows_neither_user_nor_password() {
-        assert_eq!(connection("x").masked_target(), "postgresql://****:****@db.internal:5432/mydb");
+        let mut connection = connection("x");
+        assert_eq!(connection.masked_target(), "postgresql://****:****@db.internal:5432/mydb");
+        connection.hosts = at(["db1", "::1"]);
+        assert_eq!(connection.masked_target(), "postgresql://****:****@db1:5432,[::1]:5432/mydb");
+        connection.hosts = unix("/run/postgresql".as_ref());
+        assert_eq!(
+            connection.masked_target(),
+            "postgresql://****:****@/mydb?host=/run/postgresql&port=5432"
+        );
+    }
+
+    #[test]
+    fn each_host_is_the_connection() {
+        let mut connection = connection("x");
+        connection.hosts = at(["db1", "db2"]);
+        let is_at =
+            |host, port| connection.is_at(&Destination { kind: "", host, port, database: "" });
+        assert!(is_at("db1", None) && is_at("DB2", Some(5432)));
+        assert!(!is_at("db3", None) && !is_at("db2", Some(5433)));
+    }
+
+    #[test]
+    fn other_hosts_or_another_order_lead_elsewhere() {
+        let (mut one, mut other) = (connection("x"), connection("x"));
+        one.hosts = at(["db1", "db2"]);
+        for hosts in [at(["db1"]), at(["db2", "db1"]), at(["db1", "db3"])] {
+            other.hosts = hosts;
+            assert!(!one.leads_to_same(&other), "{other:?}");
+        }
+        other.hosts = at(["db1", "db2"]);
+        assert!(one.leads_to_same(&other));
+        let socket = || UnixSocket { directory: "/run".into(), port: 5432 };
+        one.hosts = Hosts::Unix { sockets: vec![socket()], server: None };
+        let server = Some(crate::peer::Uid::from_raw(26));
+        other.hosts = Hosts::Unix { sockets: vec![socket()], server };
+        assert!(!one.leads_to_same(&other), "who must be there is another");
     }
 
     #[test]

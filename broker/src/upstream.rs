@@ -21,18 +21,19 @@ use rustls::pki_types::ServerName;
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
-use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use crate::connection::{Check, Connection, Host, Tls};
+use self::distrust::Distrust;
+use crate::connection::Check;
+use crate::peer::Uid;
 use crate::socket::Socket;
 
+mod distrust;
 pub(crate) mod end_point;
+mod plan;
 pub(crate) mod tls;
 
-/// For the name, the socket and TLS together.
-const DIAL_WITHIN: Duration = Duration::from_secs(10);
 /// PostgreSQL protocol 55.7, SSLRequest: length 8 and the code 80877103.
 const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f];
 
@@ -42,24 +43,29 @@ pub(crate) enum DialError {
     /// No answer, or none in time.
     #[error("the server cannot be reached")]
     Unreachable(#[source] io::Error),
-    /// The server has no TLS, or its certificate is not the one that was asked for.
+    /// The server has no TLS, its certificate is not the one that was asked for, or its socket is
+    /// somebody else's.
     #[error("the server did not prove its name")]
-    Untrusted(#[source] io::Error),
+    Untrusted(#[source] Distrust),
 }
 
 /// A link to a server.
 #[derive(Debug)]
 pub(crate) struct Link {
     pub(crate) stream: Stream,
-    /// Whether TLS verified the server's name.
+    /// Whether the server has proved who it is.
     pub(crate) name: NameProof,
     pub(crate) remote: Remote,
+    /// Where the TLS mode leaves a choice: the same server in the other way, for a login that is
+    /// refused because of this one.
+    pub(crate) otherwise: Option<Remote>,
 }
 
 /// What is known of the server's name before anybody logs in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum NameProof {
-    /// A certificate for the configured name, by a configured root.
+    /// A certificate for the configured name, by a configured root; or, of a Unix socket, the
+    /// kernel's word that it is `peer_user`'s.
     Verified,
     /// Nothing.
     None,
@@ -70,6 +76,8 @@ pub(crate) enum NameProof {
 pub(crate) struct Remote {
     address: Address,
     tls: Option<Secured>,
+    /// For the socket and TLS together.
+    timeout: Duration,
 }
 
 /// How TLS is spoken there.
@@ -83,14 +91,15 @@ struct Secured {
 #[derive(Clone, Debug)]
 enum Address {
     Tcp(SocketAddr),
-    Unix(PathBuf),
+    Unix { path: PathBuf, server: Option<Uid> },
 }
 
 #[cfg(test)]
 impl Remote {
     /// Where a Unix socket is, or is not.
     pub(crate) fn unix_for_test(path: &std::path::Path) -> Self {
-        Self { address: Address::Unix(path.to_owned()), tls: None }
+        let address = Address::Unix { path: path.to_owned(), server: None };
+        Self { address, tls: None, timeout: Duration::from_secs(10) }
     }
 
     pub(crate) fn tcp_for_test(address: SocketAddr) -> Self {
@@ -108,7 +117,7 @@ impl fmt::Display for Remote {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.address {
             Address::Tcp(address) => address.fmt(f),
-            Address::Unix(path) => path.display().fmt(f),
+            Address::Unix { path, .. } => path.display().fmt(f),
         }
     }
 }
@@ -120,86 +129,53 @@ pub(crate) enum Stream {
     Tls(Box<TlsStream<Socket>>),
 }
 
-impl Link {
-    /// Dials a connection's server, trying the addresses of its name in order.
-    pub(crate) async fn dial(connection: &Connection) -> Result<Self, DialError> {
-        let tls = match &connection.tls {
-            Tls::Disable => None,
-            Tls::Required { check, config, name, .. } => {
-                Some(Secured { check: *check, config: Arc::clone(config), name: name.clone() })
-            }
-        };
-        within(async {
-            let addresses = match &connection.host {
-                Host::Unix { directory, port } => {
-                    vec![Address::Unix(directory.join(format!(".s.PGSQL.{port}")))]
-                }
-                Host::Tcp { host, port } => {
-                    let found = tokio::net::lookup_host((host.as_str(), *port))
-                        .await
-                        .map_err(DialError::Unreachable)?;
-                    found.map(Address::Tcp).collect()
-                }
-            };
-            let mut last = DialError::Unreachable(io::Error::new(
-                io::ErrorKind::NotFound,
-                "the name has no address",
-            ));
-            for address in addresses {
-                match (Remote { address, tls: tls.clone() }).connect().await {
-                    Ok(link) => return Ok(link),
-                    // A server that failed to prove itself is not passed over for the next one:
-                    // that would let whoever answers first choose.
-                    Err(untrusted @ DialError::Untrusted(_)) => return Err(untrusted),
-                    Err(unreachable) => last = unreachable,
-                }
-            }
-            Err(last)
-        })
-        .await
-    }
-
-    /// Dials exactly where an earlier link led.
-    pub(crate) async fn dial_again(remote: &Remote) -> Result<Self, DialError> {
-        within(remote.connect()).await
-    }
-}
-
-async fn within(dial: impl Future<Output = Result<Link, DialError>>) -> Result<Link, DialError> {
-    match timeout(DIAL_WITHIN, dial).await {
-        Ok(answer) => answer,
-        Err(_elapsed) => Err(DialError::Unreachable(io::ErrorKind::TimedOut.into())),
-    }
-}
-
 impl Remote {
     async fn connect(&self) -> Result<Link, DialError> {
-        let remote = self.clone();
+        let plain = |socket, name| Link {
+            stream: Stream::Plain(socket),
+            name,
+            remote: self.clone(),
+            otherwise: None,
+        };
         match &self.address {
-            Address::Unix(path) => {
+            Address::Unix { path, server } => {
                 let stream = UnixStream::connect(path).await.map_err(DialError::Unreachable)?;
-                let socket = adopt(stream.into_std())?;
-                Ok(Link { stream: Stream::Plain(socket), name: NameProof::None, remote })
+                let name = match server {
+                    None => NameProof::None,
+                    Some(wanted) => is_of(&stream, *wanted)?,
+                };
+                Ok(plain(adopt(stream.into_std())?, name))
             }
             Address::Tcp(address) => {
                 let stream = TcpStream::connect(address).await.map_err(DialError::Unreachable)?;
                 stream.set_nodelay(true).map_err(DialError::Unreachable)?;
                 let socket = adopt(stream.into_std())?;
                 match &self.tls {
-                    None => {
-                        Ok(Link { stream: Stream::Plain(socket), name: NameProof::None, remote })
-                    }
+                    None => Ok(plain(socket, NameProof::None)),
                     Some(Secured { check, config, name }) => {
                         let stream = start_tls(socket, config, name).await?;
                         let name = match check {
                             Check::ChainAndName => NameProof::Verified,
                             Check::Nothing | Check::Chain => NameProof::None,
                         };
-                        Ok(Link { stream: Stream::Tls(Box::new(stream)), name, remote })
+                        let stream = Stream::Tls(Box::new(stream));
+                        Ok(Link { stream, name, remote: self.clone(), otherwise: None })
                     }
                 }
             }
         }
+    }
+}
+
+/// Whether the server is this user's: SO_PEERCRED (unix(7)) names who called listen(2), which is
+/// the service manager where it passed the socket on.
+fn is_of(stream: &UnixStream, wanted: Uid) -> Result<NameProof, DialError> {
+    let found = stream.peer_cred().map_err(DialError::Unreachable)?.uid();
+    let found = Uid::from_raw(found);
+    if found == wanted {
+        Ok(NameProof::Verified)
+    } else {
+        Err(DialError::Untrusted(Distrust::User { found, wanted }))
     }
 }
 
@@ -219,13 +195,13 @@ async fn start_tls(
     let mut answer = [0];
     stream.read_exact(&mut answer).await.map_err(DialError::Unreachable)?;
     if answer != *b"S" {
-        return Err(DialError::Untrusted(io::Error::other("the server refuses TLS")));
+        return Err(DialError::Untrusted(Distrust::NoTls));
     }
     let connector = TlsConnector::from(Arc::clone(config));
     connector.connect(name.clone(), stream).await.map_err(|error| {
         // What rustls finds wrong comes as InvalidData; the rest is the socket's.
         if error.kind() == io::ErrorKind::InvalidData {
-            DialError::Untrusted(error)
+            DialError::Untrusted(Distrust::by_tls(error, name))
         } else {
             DialError::Unreachable(error)
         }
@@ -297,7 +273,14 @@ impl AsyncRead for Stream {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        each!(self, stream => Pin::new(stream).poll_read(cx, buf))
+        match each!(self, stream => Pin::new(stream).poll_read(cx, buf)) {
+            // TLS that ends without close_notify, as most servers end it. It is an end like that of
+            // a plain socket: PostgreSQL's messages have lengths, so one that was cut short shows.
+            Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                Poll::Ready(Ok(()))
+            }
+            read @ (Poll::Ready(_) | Poll::Pending) => read,
+        }
     }
 }
 

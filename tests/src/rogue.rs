@@ -7,7 +7,7 @@
 use std::fmt;
 use std::fs;
 use std::io;
-use std::net::{TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -42,6 +42,8 @@ pub type Script = Arc<dyn Fn(&mut Wire) -> io::Result<()> + Send + Sync>;
 pub enum Place {
     /// A free port of 127.0.0.1.
     Tcp,
+    /// A free port of `::1`.
+    Tcp6,
     /// `.s.PGSQL.PORT` in a directory that the broker can pass through.
     Unix(PathBuf, u16),
 }
@@ -82,7 +84,7 @@ pub struct Rogue {
 
 #[derive(Debug, Clone)]
 enum Address {
-    Tcp(u16),
+    Tcp(SocketAddr),
     Unix(PathBuf, u16),
 }
 
@@ -100,10 +102,14 @@ impl Rogue {
     #[allow(clippy::disallowed_methods, reason = "it stands in for a database, not for the broker")]
     pub fn start(place: &Place, tls: Option<ServerTls>, script: Script) -> Self {
         let (listener, address) = match place {
-            Place::Tcp => {
-                let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
-                let port = listener.local_addr().expect("a bound socket has an address").port();
-                (Listener::Tcp(listener), Address::Tcp(port))
+            Place::Tcp | Place::Tcp6 => {
+                let ip: IpAddr = match place {
+                    Place::Tcp6 => Ipv6Addr::LOCALHOST.into(),
+                    Place::Tcp | Place::Unix(..) => Ipv4Addr::LOCALHOST.into(),
+                };
+                let listener = TcpListener::bind((ip, 0)).expect("a free port");
+                let address = listener.local_addr().expect("a bound socket has an address");
+                (Listener::Tcp(listener), Address::Tcp(address))
             }
             Place::Unix(directory, port) => {
                 let path = socket_path(directory, *port);
@@ -139,6 +145,7 @@ impl Rogue {
     #[must_use]
     pub fn host(&self) -> &str {
         match &self.address {
+            Address::Tcp(address) if address.is_ipv6() => "::1",
             Address::Tcp(_) => "localhost",
             Address::Unix(directory, _) => directory.to_str().expect("an ASCII path"),
         }
@@ -148,7 +155,8 @@ impl Rogue {
     #[must_use]
     pub fn port(&self) -> u16 {
         match &self.address {
-            Address::Tcp(port) | Address::Unix(_, port) => *port,
+            Address::Tcp(address) => address.port(),
+            Address::Unix(_, port) => *port,
         }
     }
 
@@ -176,7 +184,7 @@ impl Drop for Rogue {
         self.shared.ended.store(true, Ordering::SeqCst);
         // Wakes the accepting thread, which then sees the end.
         match &self.address {
-            Address::Tcp(port) => drop(TcpStream::connect(("127.0.0.1", *port))),
+            Address::Tcp(address) => drop(TcpStream::connect(address)),
             Address::Unix(directory, port) => {
                 drop(UnixStream::connect(socket_path(directory, *port)));
             }

@@ -26,6 +26,8 @@ mod handoff;
 mod harness;
 #[path = "e2e/hostile.rs"]
 mod hostile;
+#[path = "e2e/hosts.rs"]
+mod hosts;
 #[path = "e2e/lifecycle.rs"]
 mod lifecycle;
 #[path = "e2e/login.rs"]

@@ -9,15 +9,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::parse::At;
-use super::{ConfigError, ConfiguredConnection, login, raw};
-use crate::connection::{Check, Connection, ConnectionName, Host, StartupFilter, Tls};
+use super::{ConfigError, ConfiguredConnection, hosts, login, raw};
+use crate::connection::{
+    Check, Connection, ConnectionName, First, Hosts, StartupFilter, TcpHost, Tls,
+};
 use crate::credential::SecretForm;
 use crate::policy::Pattern;
 use crate::source::{ExecSource, Source, SourceKind, UsernameSource, is_systemd_name};
 use crate::trusted::distrust;
 use crate::upstream::tls;
 
-const DEFAULT_PORT: u16 = 5432;
 const DEFAULT_REFRESH: Duration = Duration::from_secs(600);
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
 const DEFAULT_GRACE: Duration = Duration::from_secs(300);
@@ -57,7 +58,9 @@ fn connection(
         }
         None => return Err(at.below("type").wrong("is missing: write type = \"postgresql\"")),
     }
-    let host = host(raw.host, raw.port.unwrap_or(DEFAULT_PORT), &at.below("host"))?;
+    let hosts = hosts::hosts(raw.host, raw.port, raw.peer_user, at)?;
+    let connect_timeout =
+        hosts::connect_timeout(raw.connect_timeout.as_deref(), &at.below("connect_timeout"))?;
     let database = raw
         .database
         .ok_or_else(|| at.below("database").wrong("is missing: say which database to log in to"))?;
@@ -80,10 +83,10 @@ fn connection(
         Some(names) if names.iter().any(|name| name == "*") => StartupFilter::Any,
         Some(names) => StartupFilter::Only(names),
     };
-    let tls = tls(raw.tls, &host, &at.below("tls"))?;
+    let tls = tls(raw.tls, &hosts, &at.below("tls"))?;
     let source = source(raw.secret, raw.credentials_env, raw.username, raw.credential, at)?;
-    let login =
-        login::rules(raw.require_auth, raw.channel_binding, raw.credential, login::link(&tls), at)?;
+    let link = login::link(&hosts, &tls);
+    let login = login::rules(raw.require_auth, raw.channel_binding, raw.credential, link, at)?;
     let (replication, insecure_handoff) = (raw.replication, raw.insecure_handoff);
     let rotation_grace = at
         .below("rotation_grace")
@@ -98,7 +101,8 @@ fn connection(
     }
     let connection = Connection {
         name,
-        host,
+        hosts,
+        connect_timeout,
         database,
         databases,
         tls,
@@ -114,28 +118,15 @@ fn connection(
     Ok(ConfiguredConnection { connection: Arc::new(connection), source: Arc::new(source) })
 }
 
-fn host(given: Option<String>, port: u16, at: &At<'_>) -> Result<Host, ConfigError> {
-    let host = given.ok_or_else(|| {
-        at.wrong("is missing: give a name, an address, or the directory of a Unix socket")
-    })?;
-    if host.starts_with('/') {
-        return Ok(Host::Unix { directory: PathBuf::from(host), port });
-    }
-    if host.is_empty()
-        || host.len() > 253
-        || host.contains(|c: char| c.is_whitespace() || c.is_control() || c == '/' || c == ',')
-    {
-        return Err(at.wrong("is not a host name, an address, or the directory of a Unix socket"));
-    }
-    Ok(Host::Tcp { host, port })
-}
-
-fn tls(given: Option<raw::Tls>, host: &Host, at: &At<'_>) -> Result<Tls, ConfigError> {
+fn tls(given: Option<raw::Tls>, hosts: &Hosts, at: &At<'_>) -> Result<Tls, ConfigError> {
     let given = given.unwrap_or_default();
     let mode_at = at.below("mode");
-    match (given.mode.as_deref(), host) {
+    if given.insecure && !matches!(given.mode.as_deref(), Some("allow" | "prefer")) {
+        return Err(at.below("insecure").wrong("goes with mode = \"allow\" and \"prefer\" only"));
+    }
+    match (given.mode.as_deref(), hosts) {
         // On a Unix socket there is no TLS; asking for it by name is a mistake worth telling.
-        (None | Some("disable"), Host::Unix { .. }) | (Some("disable"), Host::Tcp { .. }) => {
+        (None | Some("disable"), Hosts::Unix { .. }) | (Some("disable"), Hosts::Tcp(_)) => {
             if given.ca_file.is_some() {
                 return Err(at
                     .below("ca_file")
@@ -143,10 +134,12 @@ fn tls(given: Option<raw::Tls>, host: &Host, at: &At<'_>) -> Result<Tls, ConfigE
             }
             Ok(Tls::Disable)
         }
-        (Some(_), Host::Unix { .. }) => {
+        (Some(_), Hosts::Unix { .. }) => {
             Err(mode_at.wrong("a Unix socket has no TLS: use \"disable\""))
         }
-        (mode, Host::Tcp { host, .. }) => {
+        (Some("allow"), Hosts::Tcp(hosts)) => optional(First::Plaintext, &given, hosts, at),
+        (Some("prefer"), Hosts::Tcp(hosts)) => optional(First::Tls, &given, hosts, at),
+        (mode, Hosts::Tcp(hosts)) => {
             let check = match (mode, &given.ca_file) {
                 (None | Some("verify-full"), _) => Check::ChainAndName,
                 // As libpq's sslrootcert=system: for another name, a public root signs for anybody.
@@ -159,12 +152,6 @@ fn tls(given: Option<raw::Tls>, host: &Host, at: &At<'_>) -> Result<Tls, ConfigE
                 // libpq: with roots at hand, require is verify-ca.
                 (Some("verify-ca" | "require"), Some(_)) => Check::Chain,
                 (Some("require"), None) => Check::Nothing,
-                (Some(weak @ ("allow" | "prefer")), _) => {
-                    return Err(mode_at.wrong(format!(
-                        "{weak:?} is not supported, it lets whoever is on the way turn TLS off: \
-                         use \"verify-full\", or \"disable\" if plaintext is meant"
-                    )));
-                }
                 (Some(other), _) => {
                     return Err(mode_at.wrong(format!(
                         "{other:?} is not supported: use \"verify-full\", \"verify-ca\", \
@@ -175,10 +162,43 @@ fn tls(given: Option<raw::Tls>, host: &Host, at: &At<'_>) -> Result<Tls, ConfigE
             let file_at = at.below("ca_file");
             let (config, roots) = tls::client_config(check, given.ca_file.as_deref())
                 .map_err(|why| file_at.wrong(why.to_string()))?;
-            let name = tls::server_name(host).map_err(|why| at.wrong(why.to_string()))?;
-            Ok(Tls::Required { check, config, name, ca_file: given.ca_file, roots })
+            certifiable(hosts, at)?;
+            Ok(Tls::Required { check, config, ca_file: given.ca_file, roots })
         }
     }
+}
+
+/// `allow` and `prefer`, for those who say that they know what these are.
+fn optional(
+    first: First,
+    given: &raw::Tls,
+    hosts: &[TcpHost],
+    at: &At<'_>,
+) -> Result<Tls, ConfigError> {
+    let mode = first.mode();
+    if !given.insecure {
+        return Err(at.below("mode").wrong(format!(
+            "{mode:?} lets whoever is on the way turn TLS off: use \"verify-full\", or \"disable\" if \
+             plaintext is meant; if it must be, write insecure = true beside it"
+        )));
+    }
+    if given.ca_file.is_some() {
+        return Err(at.below("ca_file").wrong(format!(
+            "is of no use with mode = {mode:?}, in which no certificate is asked for: use \"verify-full\""
+        )));
+    }
+    certifiable(hosts, at)?;
+    let (config, _no_roots) = tls::client_config(Check::Nothing, None)
+        .map_err(|why| at.below("mode").wrong(why.to_string()))?;
+    Ok(Tls::Optional { first, config })
+}
+
+/// Whether TLS can name each of the hosts.
+fn certifiable(hosts: &[TcpHost], at: &At<'_>) -> Result<(), ConfigError> {
+    for TcpHost { host, .. } in hosts {
+        tls::server_name(host).map_err(|why| at.wrong(why.to_string()))?;
+    }
+    Ok(())
 }
 
 fn source(

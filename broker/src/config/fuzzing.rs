@@ -54,6 +54,7 @@ fn looks_up(raw: &Raw) -> bool {
         || grants.iter().any(|grant| selector(&grant.peer) || grant.redeemers.iter().any(selector))
         || connections.values().any(|one| {
             one.secret.as_ref().is_some_and(|secret| secret.exec.is_some())
+                || named(&one.peer_user)
                 || one.tls.as_ref().is_some_and(|tls| tls.ca_file.is_some())
         })
 }
@@ -61,7 +62,8 @@ fn looks_up(raw: &Raw) -> bool {
 /// Verification reads the machine's certificates, hundreds of them, for each connection.
 fn without_tls(written: &mut Written) {
     for connection in written.raw.connections.values_mut() {
-        if connection.host.as_deref().is_some_and(|host| Path::new(host).is_absolute()) {
+        let hosts = connection.host.iter().flat_map(|hosts| hosts.all());
+        if hosts.into_iter().any(|host| Path::new(host).is_absolute()) {
             continue;
         }
         let tls = connection.tls.get_or_insert_default();

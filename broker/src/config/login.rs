@@ -5,7 +5,7 @@
 
 use super::ConfigError;
 use super::parse::At;
-use crate::connection::{Check, Tls};
+use crate::connection::{Check, Hosts, Tls};
 use crate::credential::{ChannelBinding, LoginRules, Method, SecretForm};
 
 /// What the configuration says of the link to a server.
@@ -16,10 +16,16 @@ pub(super) struct LinkRules {
     proves_server: bool,
 }
 
-pub(super) fn link(tls: &Tls) -> LinkRules {
-    match tls {
-        Tls::Disable => LinkRules { has_tls: false, proves_server: false },
-        Tls::Required { check, .. } => {
+pub(super) fn link(hosts: &Hosts, tls: &Tls) -> LinkRules {
+    match (hosts, tls) {
+        (Hosts::Unix { server, .. }, _) => {
+            LinkRules { has_tls: false, proves_server: server.is_some() }
+        }
+        // With Tls::Optional there may be a channel, but nobody can rely on it.
+        (Hosts::Tcp(_), Tls::Disable | Tls::Optional { .. }) => {
+            LinkRules { has_tls: false, proves_server: false }
+        }
+        (Hosts::Tcp(_), Tls::Required { check, .. }) => {
             LinkRules { has_tls: true, proves_server: *check == Check::ChainAndName }
         }
     }
@@ -89,6 +95,18 @@ mod tests {
         let at = At::new(Path::new("broker.toml"), "connections.x");
         let judged = rules(Some(methods.to_vec()), binding, form, link, &at);
         judged.map(drop).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_socket_proves_its_server_by_the_user_who_must_have_it() {
+        let link = |server| link(&Hosts::Unix { sockets: Vec::new(), server }, &Tls::Disable);
+        assert_eq!(link(None), PLAIN);
+        let proven = link(Some(crate::peer::Uid::from_raw(26)));
+        assert_eq!(proven, LinkRules { has_tls: false, proves_server: true });
+        for method in [Method::Password, Method::None] {
+            let prefer = ChannelBinding::Prefer;
+            assert_eq!(judge(&[method], prefer, SecretForm::Password, proven), Ok(()));
+        }
     }
 
     #[test]

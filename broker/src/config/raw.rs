@@ -98,8 +98,10 @@ pub(super) struct Metrics {
 #[serde(default, deny_unknown_fields)]
 pub(super) struct Connection {
     pub(super) r#type: Option<String>,
-    pub(super) host: Option<String>,
+    pub(super) host: Option<Hosts>,
     pub(super) port: Option<u16>,
+    pub(super) peer_user: Option<NameOrId>,
+    pub(super) connect_timeout: Option<String>,
     pub(super) database: Option<String>,
     pub(super) databases: Vec<String>,
     pub(super) username: Option<Username>,
@@ -118,6 +120,22 @@ pub(super) struct Connection {
     /// `connections.json` only.
     #[serde(rename = "credentialsEnv")]
     pub(super) credentials_env: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+pub(super) enum Hosts {
+    One(String),
+    Several(Vec<String>),
+}
+
+impl Hosts {
+    pub(super) fn all(&self) -> &[String] {
+        match self {
+            Self::One(host) => std::slice::from_ref(host),
+            Self::Several(hosts) => hosts,
+        }
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -144,6 +162,7 @@ pub(super) struct Secret {
 #[serde(default, deny_unknown_fields)]
 pub(super) struct Tls {
     pub(super) mode: Option<String>,
+    pub(super) insecure: bool,
     pub(super) ca_file: Option<PathBuf>,
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use toml::{Table, Value};
 
 use super::{Config, SigningKey};
-use crate::connection::{Host, StartupFilter, Tls};
+use crate::connection::{Connection, Hosts, StartupFilter, Tls, UnixSocket};
 use crate::policy::{Rule, Selector};
 use crate::source::{SourceKind, UsernameSource};
 
@@ -112,12 +112,7 @@ fn connection(configured: &super::ConfiguredConnection) -> Table {
     let connection = &configured.connection;
     let mut table = Table::new();
     table.insert("type".into(), "postgresql".into());
-    let (host, port) = match &connection.host {
-        Host::Tcp { host, port } => (host.clone(), *port),
-        Host::Unix { directory, port } => (directory.display().to_string(), *port),
-    };
-    table.insert("host".into(), host.into());
-    table.insert("port".into(), number(port));
+    hosts(connection, &mut table);
     table.insert("database".into(), connection.database.clone().into());
     let databases: Vec<Value> =
         connection.databases.iter().map(|pattern| pattern.to_string().into()).collect();
@@ -140,6 +135,10 @@ fn connection(configured: &super::ConfiguredConnection) -> Table {
     let mut tls = Table::new();
     match &connection.tls {
         Tls::Disable => drop(tls.insert("mode".into(), "disable".into())),
+        Tls::Optional { first, .. } => {
+            tls.insert("mode".into(), first.mode().into());
+            tls.insert("insecure".into(), true.into());
+        }
         Tls::Required { check, ca_file, .. } => {
             tls.insert("mode".into(), check.mode().into());
             if let Some(file) = ca_file {
@@ -161,6 +160,36 @@ fn connection(configured: &super::ConfiguredConnection) -> Table {
     table.insert("replication".into(), connection.replication.into());
     table.insert("insecure_handoff".into(), connection.insecure_handoff.into());
     table
+}
+
+fn list(values: impl Iterator<Item = Value>) -> Value {
+    Value::Array(values.collect())
+}
+
+/// One host with its port beside it; each of several with its own.
+fn hosts(connection: &Connection, table: &mut Table) {
+    let directory = |socket: &UnixSocket| Value::from(socket.directory.display().to_string());
+    let (host, port): (Value, Option<u16>) = match &connection.hosts {
+        Hosts::Tcp(hosts) => match hosts.as_slice() {
+            [one] => (one.host.clone().into(), Some(one.port)),
+            several => (list(several.iter().map(|one| one.to_string().into())), None),
+        },
+        Hosts::Unix { sockets, server } => {
+            if let Some(uid) = server {
+                table.insert("peer_user".into(), number(uid.as_raw()));
+            }
+            let port = sockets.first().map(|socket| socket.port);
+            match sockets.as_slice() {
+                [one] => (directory(one), port),
+                several => (list(several.iter().map(directory)), port),
+            }
+        }
+    };
+    table.insert("host".into(), host);
+    if let Some(port) = port {
+        table.insert("port".into(), number(port));
+    }
+    table.insert("connect_timeout".into(), span(connection.connect_timeout));
 }
 
 fn secret(kind: &SourceKind) -> Option<Value> {

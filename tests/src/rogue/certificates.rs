@@ -3,7 +3,9 @@
 use std::fmt;
 use std::sync::Arc;
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, date_time_ymd,
+};
 use rustls::ServerConfig;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 
@@ -23,9 +25,18 @@ impl Authority {
     /// When the cryptography fails.
     #[must_use]
     pub fn generate() -> Self {
+        Self::named("an authority of the tests")
+    }
+
+    /// Makes one of this name.
+    ///
+    /// # Panics
+    /// When the cryptography fails.
+    #[must_use]
+    pub fn named(name: &str) -> Self {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.distinguished_name.push(DnType::CommonName, "an authority of the tests");
+        params.distinguished_name.push(DnType::CommonName, name);
         let issuer = CertifiedIssuer::self_signed(params, key()).expect("a CA");
         Self { issuer }
     }
@@ -36,16 +47,41 @@ impl Authority {
         self.issuer.pem()
     }
 
-    /// A certificate for this name.
+    /// A certificate for this name or address.
     ///
     /// # Panics
     /// When the cryptography fails.
     #[must_use]
     pub fn sign(&self, name: &str) -> ServerTls {
+        self.sign_params(&CertificateParams::new([name.to_owned()]).expect("a name"))
+    }
+
+    /// The same, valid no more since 2001.
+    ///
+    /// # Panics
+    /// When the cryptography fails.
+    #[must_use]
+    pub fn sign_expired(&self, name: &str) -> ServerTls {
+        let mut params = CertificateParams::new([name.to_owned()]).expect("a name");
+        params.not_before = date_time_ymd(2000, 1, 1);
+        params.not_after = date_time_ymd(2001, 1, 1);
+        self.sign_params(&params)
+    }
+
+    /// One that has the name where nobody looks any more (RFC 9525 §1.4): in its subject.
+    ///
+    /// # Panics
+    /// When the cryptography fails.
+    #[must_use]
+    pub fn sign_common_name(&self, name: &str) -> ServerTls {
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, name);
+        self.sign_params(&params)
+    }
+
+    fn sign_params(&self, params: &CertificateParams) -> ServerTls {
         let key = key();
-        let certificate = CertificateParams::new([name.to_owned()])
-            .and_then(|params| params.signed_by(&key, &self.issuer))
-            .expect("a certificate");
+        let certificate = params.signed_by(&key, &self.issuer).expect("a certificate");
         ServerTls::new(certificate.der().clone(), &key)
     }
 }

@@ -103,14 +103,30 @@ async fn try_with(
     attempt: &Attempt<'_>,
     parameters: &[(String, String)],
 ) -> Result<Authenticated, LoginFault> {
-    let connection = opening.connection();
-    let link = Link::dial(connection).await?;
     let request = LoginRequest {
-        connection,
+        connection: opening.connection(),
         credential,
         attempt,
         database: opening.database().as_str(),
         parameters,
     };
-    log_in(link, request).await
+    dial_and_log_in(request).await
+}
+
+/// Dials a connection's server and logs in. Where its TLS mode leaves a choice, a login that the
+/// server does not take in one way is tried in the other, as libpq does (34.19.3).
+pub(super) async fn dial_and_log_in(
+    request: LoginRequest<'_>,
+) -> Result<Authenticated, LoginFault> {
+    let mut link = Link::dial(request.connection).await?;
+    let otherwise = link.otherwise.take();
+    let answer = log_in(link, request).await;
+    match (answer, otherwise) {
+        (Err(fault), Some(other)) if fault.is_no_entry() => match Link::dial_again(&other).await {
+            Ok(link) => log_in(link, request).await,
+            // What it said before is what can be mended.
+            Err(_no_tls) => Err(fault),
+        },
+        (answer, _) => answer,
+    }
 }

@@ -71,7 +71,7 @@ pub(crate) struct Authenticated {
 }
 
 /// Whom and how to log in.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct LoginRequest<'a> {
     pub(crate) connection: &'a Connection,
     pub(crate) credential: &'a Arc<Credential>,
@@ -128,6 +128,11 @@ impl Voice {
             NameProof::None => Self::Anybodys,
         }
     }
+
+    /// Whether the server does not take this role in this way, as when `pg_hba.conf` has no entry.
+    pub(crate) fn is_no_entry(&self) -> bool {
+        matches!(self, Self::Refused(code) if code == "28000")
+    }
 }
 
 /// A refusal of the credential. That the secret is wrong is something else than that this role,
@@ -153,7 +158,7 @@ pub(crate) async fn log_in(
 }
 
 async fn run(link: Link, request: LoginRequest<'_>) -> Result<Authenticated, LoginFault> {
-    let Link { stream, name, remote } = link;
+    let Link { stream, name, remote, otherwise: _ } = link;
     let LoginRequest { connection, credential, attempt, database, parameters } = request;
     let voice = Voice::over(name, &remote);
     let terms = Terms { rules: &connection.login, name, voice, channel: stream.channel() };

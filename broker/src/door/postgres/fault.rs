@@ -18,7 +18,7 @@ pub(super) fn explain(fault: &LoginFault, connection: &ConnectionName) -> (&'sta
             ("server_error", Why::UpstreamUnreachable)
         }
         LoginFault::Dial(DialError::Untrusted(source)) => {
-            warn!(%connection, %source, "the server failed to prove its name by TLS");
+            warn!(%connection, %source, "the server failed to prove who it is");
             ("upstream_untrusted", Why::UpstreamUntrusted)
         }
         LoginFault::Dial(DialError::Unreachable(source)) | LoginFault::Link(source) => {

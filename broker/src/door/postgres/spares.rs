@@ -18,13 +18,12 @@ use tokio::io::AsyncReadExt as _;
 use tokio::time::{sleep, timeout};
 use tracing::debug;
 
-use super::attempt::conclude;
-use super::backend::{Authenticated, LoginFault, LoginRequest, log_in};
+use super::attempt::{conclude, dial_and_log_in};
+use super::backend::{Authenticated, LoginFault, LoginRequest};
 use super::codec::Frames;
 use crate::connection::{AllowedDatabase, ConnectionName};
 use crate::core::{Core, Dialling, Opening, Session, Spare};
 use crate::session::Lifeline;
-use crate::upstream::Link;
 
 /// How long a spare waits for its client.
 const KEPT: Duration = Duration::from_secs(60);
@@ -321,7 +320,7 @@ async fn dial(dialling: Dialling, message: &Message) -> Result<(Spare, Authentic
             database: dialling.database().as_str(),
             parameters: &message.parameters,
         };
-        let answer = async { log_in(Link::dial(connection).await?, request).await }.await;
+        let answer = dial_and_log_in(request).await;
         if let Some(meaning) = conclude(attempt, &answer) {
             dialling.refused(meaning);
         }

@@ -6,12 +6,11 @@ use std::time::{Duration, Instant};
 
 use tokio::time::timeout;
 
-use super::attempt::conclude;
-use super::backend::{Bound, How, LoginFault, LoginRequest, Messages, log_in};
+use super::attempt::{conclude, dial_and_log_in};
+use super::backend::{Bound, How, LoginFault, LoginRequest, Messages};
 use super::{codec, fault};
 use crate::core::{Core, Probe, Refusal};
 use crate::door::wire::Reader;
-use crate::upstream::Link;
 
 /// For the questions, once logged in.
 const ANSWERED_WITHIN: Duration = Duration::from_secs(5);
@@ -99,7 +98,6 @@ async fn try_out(core: &Core, probe: &Probe) -> Result<Tried, LoginFault> {
     let since = Instant::now();
     // Whatever came of it before: an operator wants to know now.
     let attempt = probe.credential().breaker().enter_regardless();
-    let link = Link::dial(probe.connection()).await?;
     let request = LoginRequest {
         connection: probe.connection(),
         attempt: &attempt,
@@ -107,7 +105,7 @@ async fn try_out(core: &Core, probe: &Probe) -> Result<Tried, LoginFault> {
         database: &probe.connection().database,
         parameters: &[("application_name".to_owned(), "credbroker".to_owned())],
     };
-    let login = log_in(link, request).await;
+    let login = dial_and_log_in(request).await;
     let took = since.elapsed();
     if let Some(meaning) = conclude(attempt, &login) {
         core.refused_by_server(&probe.connection().name, probe.credential(), meaning);

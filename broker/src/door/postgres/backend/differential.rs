@@ -17,8 +17,8 @@ use tokio::net::{UnixListener, UnixStream};
 
 use super::{LoginRequest, log_in};
 use crate::arena::{Arena, BackendChoice};
-use crate::connection::Host;
-use crate::connection::tests::connection;
+
+use crate::connection::tests::{connection, unix};
 use crate::credential::{ChannelBinding, Credential, LoginRules, Method};
 use crate::door::wire::Writer;
 use crate::upstream::Link;
@@ -201,7 +201,7 @@ async fn ours(directory: &Path, rules: LoginRules) -> bool {
     slot.fill(|place| place.copy_from_slice(PASSWORD.as_bytes()));
     let credential = Arc::new(Credential::new("app".into(), slot));
     let mut connection = connection("main_db");
-    connection.host = Host::Unix { directory: directory.to_owned(), port: 5432 };
+    connection.hosts = unix(directory);
     connection.login = rules;
     let link = Link::dial(&connection).await.unwrap();
     let attempt = credential.breaker().enter_regardless();

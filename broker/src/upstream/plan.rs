@@ -1,0 +1,155 @@
+//! In what order a server is dialled: hosts, addresses, and where the TLS mode leaves a choice,
+//! ways to speak.
+//!
+//! The next one is tried when nobody answered, as libpq does (34.1.1.3). One that answers and
+//! fails to prove itself ends the dialling: otherwise whoever answers first would choose.
+
+#![forbid(unsafe_code)]
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::timeout;
+use tracing::debug;
+
+use super::tls::server_name;
+use super::{Address, DialError, Distrust, Link, Remote, Secured};
+use crate::connection::{Check, Connection, First, Hosts, TcpHost, Tls};
+
+/// For all hosts together; one address has `connect_timeout`, which is no longer.
+const DIAL_WITHIN: Duration = Duration::from_secs(60);
+
+impl Link {
+    /// Dials a connection's server, trying its hosts and their addresses in order.
+    pub(crate) async fn dial(connection: &Connection) -> Result<Self, DialError> {
+        within(DIAL_WITHIN, in_order(connection)).await
+    }
+
+    /// Dials exactly where an earlier link led.
+    pub(crate) async fn dial_again(remote: &Remote) -> Result<Self, DialError> {
+        within(remote.timeout, remote.connect()).await
+    }
+}
+
+pub(super) async fn within<T>(
+    limit: Duration,
+    dial: impl Future<Output = Result<T, DialError>>,
+) -> Result<T, DialError> {
+    match timeout(limit, dial).await {
+        Ok(answer) => answer,
+        Err(_elapsed) => Err(DialError::Unreachable(io::ErrorKind::TimedOut.into())),
+    }
+}
+
+async fn in_order(connection: &Connection) -> Result<Link, DialError> {
+    let timeout = connection.connect_timeout;
+    let mut last =
+        DialError::Unreachable(io::Error::new(io::ErrorKind::NotFound, "the name has no address"));
+    let mut pass_over = |error: io::Error, what: &dyn std::fmt::Display| {
+        debug!(connection = %connection.name, %error, "no server at {what}");
+        last = DialError::Unreachable(error);
+    };
+    match &connection.hosts {
+        Hosts::Unix { sockets, server } => {
+            for socket in sockets {
+                let address = Address::Unix { path: socket.path(), server: *server };
+                let remote = Remote { address, tls: None, timeout };
+                match Link::dial_again(&remote).await {
+                    Err(DialError::Unreachable(error)) => pass_over(error, &remote),
+                    answer => return answer,
+                }
+            }
+        }
+        Hosts::Tcp(hosts) => {
+            for host in hosts {
+                let ways = Ways::of(&connection.tls, host)?;
+                let found = match within(timeout, lookup(host)).await {
+                    Ok(found) => found,
+                    Err(DialError::Unreachable(error)) => {
+                        pass_over(error, host);
+                        continue;
+                    }
+                    Err(untrusted) => return Err(untrusted),
+                };
+                for address in found {
+                    let address = Address::Tcp(address);
+                    match ways.dial(&address, timeout).await {
+                        Err(DialError::Unreachable(error)) => pass_over(error, host),
+                        answer => return answer,
+                    }
+                }
+            }
+        }
+    }
+    Err(last)
+}
+
+async fn lookup(host: &TcpHost) -> Result<Vec<std::net::SocketAddr>, DialError> {
+    let found = tokio::net::lookup_host((host.host.as_str(), host.port)).await;
+    found.map(Iterator::collect).map_err(DialError::Unreachable)
+}
+
+/// How a host may be spoken with: in one way, or in two, the first of which is tried first.
+#[derive(Debug)]
+enum Ways {
+    One(Option<Secured>),
+    /// Mode `prefer`.
+    TlsElsePlain(Secured),
+    /// Mode `allow`.
+    PlainElseTls(Secured),
+}
+
+impl Ways {
+    fn of(tls: &Tls, host: &TcpHost) -> Result<Self, DialError> {
+        let secured = |check, config: &Arc<_>| {
+            // Checked with the configuration.
+            let name = server_name(&host.host)
+                .map_err(|error| Distrust::other(io::Error::other(error)))?;
+            Ok(Secured { check, config: Arc::clone(config), name })
+        };
+        Ok(match tls {
+            Tls::Disable => Self::One(None),
+            Tls::Required { check, config, .. } => {
+                Self::One(Some(secured(*check, config).map_err(DialError::Untrusted)?))
+            }
+            Tls::Optional { first, config } => {
+                let secured = secured(Check::Nothing, config).map_err(DialError::Untrusted)?;
+                match first {
+                    First::Tls => Self::TlsElsePlain(secured),
+                    First::Plaintext => Self::PlainElseTls(secured),
+                }
+            }
+        })
+    }
+
+    async fn dial(&self, address: &Address, timeout: Duration) -> Result<Link, DialError> {
+        let by = |tls: Option<&Secured>| {
+            let (address, tls) = (address.clone(), tls.cloned());
+            Remote { address, tls, timeout }
+        };
+        match self {
+            Self::One(tls) => Link::dial_again(&by(tls.as_ref())).await,
+            Self::PlainElseTls(tls) => {
+                let link = Link::dial_again(&by(None)).await?;
+                Ok(Link { otherwise: Some(by(Some(tls))), ..link })
+            }
+            Self::TlsElsePlain(tls) => match Link::dial_again(&by(Some(tls))).await {
+                Ok(link) => Ok(Link { otherwise: Some(by(None)), ..link }),
+                Err(error) if is_of_tls(&error) => Link::dial_again(&by(None)).await,
+                Err(error) => Err(error),
+            },
+        }
+    }
+}
+
+/// Whether somebody answered, and TLS is what failed.
+fn is_of_tls(error: &DialError) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+    match error {
+        DialError::Untrusted(_) => true,
+        DialError::Unreachable(error) => {
+            [BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof].contains(&error.kind())
+        }
+    }
+}
