@@ -16,7 +16,7 @@ use serde::Serialize;
 
 use crate::credential::LoginRules;
 use crate::policy::Pattern;
-use crate::upstream::tls::RootsId;
+use crate::upstream::tls::{ClientCertificate, RootsId};
 
 /// What PostgreSQL listens on when nobody says otherwise.
 pub(crate) const DEFAULT_PORT: u16 = 5432;
@@ -127,7 +127,30 @@ pub(crate) enum Tls {
         ca_file: Option<PathBuf>,
         /// Tells sets of roots apart.
         roots: RootsId,
+        negotiation: Negotiation,
+        /// What we prove ourselves by to a server that asks.
+        client: Option<Arc<ClientCertificate>>,
     },
+}
+
+/// How a link comes to TLS; libpq's sslnegotiation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Negotiation {
+    /// The server is asked first whether it has TLS.
+    #[default]
+    Postgres,
+    /// With the first byte, as PostgreSQL 17 and proxies of TLS take it.
+    Direct,
+}
+
+impl Negotiation {
+    /// libpq's name of it.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Postgres => "postgres",
+            Self::Direct => "direct",
+        }
+    }
 }
 
 /// What is checked of a server's certificate.
@@ -285,9 +308,25 @@ impl Tls {
         match (self, other) {
             (Self::Disable, Self::Disable) => true,
             (
-                Self::Required { check, name, roots, .. },
-                Self::Required { check: other_check, name: other_name, roots: other_roots, .. },
-            ) => check == other_check && name == other_name && roots == other_roots,
+                Self::Required { check, name, roots, negotiation, client, .. },
+                Self::Required {
+                    check: other_check,
+                    name: other_name,
+                    roots: other_roots,
+                    negotiation: other_negotiation,
+                    client: other_client,
+                    ..
+                },
+            ) => {
+                let id = |client: &Option<Arc<ClientCertificate>>| {
+                    client.as_ref().map(|client| client.id())
+                };
+                check == other_check
+                    && name == other_name
+                    && roots == other_roots
+                    && negotiation == other_negotiation
+                    && id(client) == id(other_client)
+            }
             (Self::Disable | Self::Required { .. }, _) => false,
         }
     }

@@ -25,7 +25,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use crate::connection::{Check, Connection, Host, Tls};
+use crate::connection::{Check, Connection, Host, Negotiation, Tls};
 use crate::socket::Socket;
 
 pub(crate) mod end_point;
@@ -78,6 +78,7 @@ struct Secured {
     check: Check,
     config: Arc<ClientConfig>,
     name: ServerName<'static>,
+    negotiation: Negotiation,
 }
 
 #[derive(Clone, Debug)]
@@ -115,9 +116,12 @@ impl Link {
     pub(crate) async fn dial(connection: &Connection) -> Result<Self, DialError> {
         let tls = match &connection.tls {
             Tls::Disable => None,
-            Tls::Required { check, config, name, .. } => {
-                Some(Secured { check: *check, config: Arc::clone(config), name: name.clone() })
-            }
+            Tls::Required { check, config, name, negotiation, .. } => Some(Secured {
+                check: *check,
+                config: Arc::clone(config),
+                name: name.clone(),
+                negotiation: *negotiation,
+            }),
         };
         within(async {
             let addresses = match &connection.host {
@@ -179,8 +183,8 @@ impl Remote {
                     None => {
                         Ok(Link { stream: Stream::Plain(socket), name: NameProof::None, remote })
                     }
-                    Some(Secured { check, config, name }) => {
-                        let stream = start_tls(socket, config, name).await?;
+                    Some(Secured { check, config, name, negotiation }) => {
+                        let stream = start_tls(socket, config, name, *negotiation).await?;
                         let name = match check {
                             Check::ChainAndName => NameProof::Verified,
                             Check::Nothing | Check::Chain => NameProof::None,
@@ -198,28 +202,48 @@ fn adopt<S: Into<OwnedFd>>(connected: io::Result<S>) -> Result<Socket, DialError
     connected.and_then(|socket| Socket::adopt(socket.into())).map_err(DialError::Unreachable)
 }
 
-/// PostgreSQL protocol 55.2.10: ask, read exactly one byte, and begin the handshake. Nothing is
-/// read ahead, so no plaintext can pass for a part of the protected stream (CVE-2021-23222).
+/// PostgreSQL protocol 55.2.10: asks where it is to be asked, and begins the handshake.
 async fn start_tls(
     mut stream: Socket,
     config: &Arc<ClientConfig>,
     name: &ServerName<'static>,
+    negotiation: Negotiation,
 ) -> Result<TlsStream<Socket>, DialError> {
-    stream.write_all(&SSL_REQUEST).await.map_err(DialError::Unreachable)?;
-    let mut answer = [0];
-    stream.read_exact(&mut answer).await.map_err(DialError::Unreachable)?;
-    if answer != *b"S" {
-        return Err(DialError::Untrusted(io::Error::other("the server refuses TLS")));
+    match negotiation {
+        Negotiation::Postgres => ask_for_tls(&mut stream).await?,
+        Negotiation::Direct => {}
     }
     let connector = TlsConnector::from(Arc::clone(config));
-    connector.connect(name.clone(), stream).await.map_err(|error| {
+    let stream = connector.connect(name.clone(), stream).await.map_err(|error| {
         // What rustls finds wrong comes as InvalidData; the rest is the socket's.
         if error.kind() == io::ErrorKind::InvalidData {
             DialError::Untrusted(error)
         } else {
             DialError::Unreachable(error)
         }
-    })
+    })?;
+    let selected = stream.get_ref().1.alpn_protocol();
+    match negotiation {
+        Negotiation::Postgres => Ok(stream),
+        Negotiation::Direct if selected == Some(tls::ALPN) => Ok(stream),
+        // What follows would be spoken to a server of whatever protocol shares the certificate.
+        Negotiation::Direct => Err(DialError::Untrusted(io::Error::other(
+            "the server does not select the protocol postgresql (ALPN): direct TLS needs \
+             PostgreSQL 17, or a proxy that selects it",
+        ))),
+    }
+}
+
+/// Asks and reads exactly one byte. Nothing is read ahead, so no plaintext can pass for a part of
+/// the protected stream (CVE-2021-23222).
+async fn ask_for_tls(stream: &mut Socket) -> Result<(), DialError> {
+    stream.write_all(&SSL_REQUEST).await.map_err(DialError::Unreachable)?;
+    let mut answer = [0];
+    stream.read_exact(&mut answer).await.map_err(DialError::Unreachable)?;
+    if answer == *b"S" {
+        return Ok(());
+    }
+    Err(DialError::Untrusted(io::Error::other("the server refuses TLS")))
 }
 
 impl Stream {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::parse::At;
-use super::{ConfigError, ConfiguredConnection, login, raw};
+use super::{ConfigError, ConfiguredConnection, client_certificate, login, raw};
 use crate::connection::{Check, Connection, ConnectionName, Host, StartupFilter, Tls};
 use crate::credential::SecretForm;
 use crate::policy::Pattern;
@@ -141,6 +141,7 @@ fn tls(given: Option<raw::Tls>, host: &Host, at: &At<'_>) -> Result<Tls, ConfigE
                     .below("ca_file")
                     .wrong("is of no use without TLS: set mode = \"verify-full\", or remove it"));
             }
+            client_certificate::none_without_tls(&given, at)?;
             Ok(Tls::Disable)
         }
         (Some(_), Host::Unix { .. }) => {
@@ -173,10 +174,14 @@ fn tls(given: Option<raw::Tls>, host: &Host, at: &At<'_>) -> Result<Tls, ConfigE
                 }
             };
             let file_at = at.below("ca_file");
-            let (config, roots) = tls::client_config(check, given.ca_file.as_deref())
-                .map_err(|why| file_at.wrong(why.to_string()))?;
+            let negotiation = client_certificate::negotiation(given.negotiation.as_deref(), at)?;
+            let client = client_certificate::read(given.cert_file, given.key, at)?;
+            let (config, roots) =
+                tls::client_config(check, given.ca_file.as_deref(), client.as_ref())
+                    .map_err(|why| file_at.wrong(why.to_string()))?;
             let name = tls::server_name(host).map_err(|why| at.wrong(why.to_string()))?;
-            Ok(Tls::Required { check, config, name, ca_file: given.ca_file, roots })
+            let ca_file = given.ca_file;
+            Ok(Tls::Required { check, config, name, ca_file, roots, negotiation, client })
         }
     }
 }

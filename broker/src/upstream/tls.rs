@@ -12,13 +12,17 @@ use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use thiserror::Error;
 
+pub(crate) use self::client_certificate::ClientCertificate;
+pub(crate) use self::client_key::KeyFault;
 use self::verifier::{Demand, Verifier};
 use crate::connection::Check;
 
+mod client_certificate;
+mod client_key;
 mod verifier;
 
 /// The protocol of ALPN that PostgreSQL 17 registered; older servers ignore it.
-const ALPN: &[u8] = b"postgresql";
+pub(super) const ALPN: &[u8] = b"postgresql";
 
 /// TLS cannot be set up as configured.
 #[derive(Debug, Error)]
@@ -27,6 +31,8 @@ pub(crate) enum TlsError {
     Roots { file: PathBuf, why: String },
     #[error("there is no certificate in {file}", file = .file.display())]
     NoRoots { file: PathBuf },
+    #[error("cannot read a certificate in {file}: {why}", file = .file.display())]
+    Certificate { file: PathBuf, why: String },
     #[error("{host:?} is not a name that a certificate can be for")]
     Name { host: String },
     #[error("the TLS library refuses the configuration: {0}")]
@@ -56,6 +62,7 @@ impl RootsId {
 pub(crate) fn client_config(
     check: Check,
     ca_file: Option<&Path>,
+    client: Option<&Arc<ClientCertificate>>,
 ) -> Result<(Arc<ClientConfig>, RootsId), TlsError> {
     let roots = match (check, ca_file) {
         (Check::Nothing, _) => RootCertStore::empty(),
@@ -70,12 +77,15 @@ pub(crate) fn client_config(
     };
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let verifier = Verifier { demand, algorithms: provider.signature_verification_algorithms };
-    let mut config = ClientConfig::builder_with_provider(provider)
+    let config = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(TlsError::Library)?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(verifier))
-        .with_no_client_auth();
+        .with_custom_certificate_verifier(Arc::new(verifier));
+    let mut config = match client.map(Arc::clone) {
+        Some(client) => config.with_client_cert_resolver(client),
+        None => config.with_no_client_auth(),
+    };
     config.alpn_protocols = vec![ALPN.to_vec()];
     Ok((Arc::new(config), id))
 }
@@ -118,11 +128,11 @@ mod tests {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(b"not a certificate\n").unwrap();
         assert!(matches!(
-            client_config(Check::ChainAndName, Some(file.path())),
+            client_config(Check::ChainAndName, Some(file.path()), None),
             Err(TlsError::NoRoots { .. })
         ));
         assert!(matches!(
-            client_config(Check::Chain, Some(Path::new("/does/not/exist"))),
+            client_config(Check::Chain, Some(Path::new("/does/not/exist")), None),
             Err(TlsError::Roots { .. })
         ));
     }
