@@ -26,6 +26,8 @@ use crate::sys;
 mod pem;
 #[cfg(test)]
 mod residue;
+#[cfg(test)]
+mod tests;
 
 /// A text that holds no key that could be used.
 #[derive(Debug, ThisError)]
