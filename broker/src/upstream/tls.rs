@@ -3,13 +3,14 @@
 
 #![forbid(unsafe_code)]
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ring::digest::{self, SHA256_OUTPUT_LEN};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, RootCertStore};
+use rustls::{AlertDescription, ClientConfig, RootCertStore};
 use thiserror::Error;
 
 pub(crate) use self::client_certificate::ClientCertificate;
@@ -93,6 +94,24 @@ pub(crate) fn client_config(
 pub(crate) fn server_name(host: &str) -> Result<ServerName<'static>, TlsError> {
     ServerName::try_from(host.to_owned())
         .map_err(|_invalid| TlsError::Name { host: host.to_owned() })
+}
+
+/// What a server says that refuses our certificate (RFC 8446 §6.2). In TLS 1.3 it comes behind
+/// the handshake, in place of an answer to what was sent.
+pub(crate) fn refused_certificate(error: &io::Error) -> Option<&'static str> {
+    let error = error.get_ref()?.downcast_ref::<rustls::Error>()?;
+    let rustls::Error::AlertReceived(alert) = error else { return None };
+    let known = [
+        (AlertDescription::BadCertificate, "bad_certificate"),
+        (AlertDescription::UnsupportedCertificate, "unsupported_certificate"),
+        (AlertDescription::CertificateRevoked, "certificate_revoked"),
+        (AlertDescription::CertificateExpired, "certificate_expired"),
+        (AlertDescription::CertificateUnknown, "certificate_unknown"),
+        (AlertDescription::UnknownCA, "unknown_ca"),
+        (AlertDescription::AccessDenied, "access_denied"),
+        (AlertDescription::CertificateRequired, "certificate_required"),
+    ];
+    known.into_iter().find(|(known, _)| known == alert).map(|(_, name)| name)
 }
 
 fn from_file(file: &Path) -> Result<RootCertStore, TlsError> {

@@ -9,9 +9,17 @@ use super::backend::LoginFault;
 use crate::connection::ConnectionName;
 use crate::core::Why;
 use crate::upstream::DialError;
+use crate::upstream::tls::refused_certificate;
 
 /// The word for the audit record, and why. Logs what the caller is not told.
 pub(super) fn explain(fault: &LoginFault, connection: &ConnectionName) -> (&'static str, Why) {
+    if let LoginFault::Dial(DialError::Untrusted(source) | DialError::Unreachable(source))
+    | LoginFault::Link(source) = fault
+        && let Some(alert) = refused_certificate(source)
+    {
+        warn!(%connection, alert, "the server refuses the broker's client certificate");
+        return ("upstream_refused", Why::UpstreamRefused(connection.clone()));
+    }
     match fault {
         LoginFault::Server { sqlstate, .. } => {
             info!(%connection, sqlstate, "the server ended a login");

@@ -70,11 +70,7 @@ enum Kind {
     Ed25519,
 }
 
-/// Lives for one piece of work.
-#[expect(
-    clippy::large_enum_variant,
-    reason = "on the stack, which is wiped; a box would be one more place"
-)]
+/// Lives for one piece of work, on the stack, which is wiped.
 enum Pair {
     Rsa(RsaKeyPair),
     Ecdsa(EcdsaKeyPair),

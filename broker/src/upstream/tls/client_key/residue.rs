@@ -92,8 +92,8 @@ fn patterns(file: &str, pkcs8: &str, kind: &str) -> Vec<(&'static str, Vec<u8>)>
     let pem = std::fs::read_to_string(key_file(pkcs8)).unwrap();
     let text = std::fs::read_to_string(key_file(file)).unwrap();
     // A line of the middle: the first and the last have the least of the secret.
-    let from = text.rfind("-----BEGIN").unwrap();
-    let lines: Vec<&str> = text[from..].lines().filter(|line| !line.starts_with('-')).collect();
+    let (_, body) = text.rsplit_once("-----BEGIN").unwrap();
+    let lines: Vec<&str> = body.lines().skip(1).filter(|line| !line.starts_with('-')).collect();
     let line = lines[lines.len() / 2];
     let mut all = vec![("text", line.as_bytes()[line.len() - 24..].to_vec())];
     for (name, number) in secrets(&pem, kind) {
