@@ -123,7 +123,8 @@ fn a_wrong_certificate_or_none_is_refused_and_a_reload_reads_another() {
     // The server breaks the handshake off, in TLS 1.3 behind our end of it.
     let (_second, setup) = by_certificate_alone(&cluster);
     let broker = with_certificate(setup, &other.issue(database.name(), &key), &pem).start();
-    assert_eq!(refusal(&broker), "08006 UPSTREAM_REFUSED", "of another authority");
+    let told = refusal(&broker);
+    assert_eq!(told, "08006 UPSTREAM_REFUSED", "of another authority: {}", broker.log());
     assert!(broker.log().contains("unknown_ca"), "{}", broker.log());
 
     for ask in [None, Some(Method::Trust)] {
