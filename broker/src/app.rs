@@ -161,6 +161,7 @@ fn start(places: &Places) -> Result<App, StartError> {
     let suspensions = SuspensionFile::open(&config.state_dir)?;
     let (listeners, directories) = Listeners::open(&config, inherited)?;
     let metrics = config.metrics.as_ref().map(metrics::Server::bind).transpose()?;
+    config.load_client_keys(&arena)?;
     let credentials = Credentials::load(&config, &arena, &keeper)?;
     let sandbox = sandbox_paths(&config);
     posture.sandbox = Some(harden::late(&sandbox)?);

@@ -11,14 +11,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use self::error::ConfigError;
-use crate::arena::BackendChoice;
+use crate::arena::{Arena, BackendChoice};
 use crate::audit::Durability;
 use crate::connection::{Connection, ConnectionName, Tls};
 use crate::harden;
 use crate::peer::{Gid, Uid, program_can_be_known, unit_can_be_known};
 use crate::policy::{Policy, Rule, Selector};
-use crate::source::{ExecSource, Source};
+use crate::source::{ExecSource, Source, SourceError};
+use crate::upstream::tls::ClientCertificate;
 
+mod client_certificate;
 mod connections;
 mod error;
 mod file;
@@ -75,7 +77,7 @@ pub(crate) struct AuditConfig {
     pub(crate) signing_key: Option<SigningKey>,
 }
 
-/// The key `audit.signing_key`.
+/// A key that signs: `audit.signing_key`, and `tls.key` of a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum SigningKey {
     File(PathBuf),
@@ -330,15 +332,33 @@ impl Config {
         self.connections.values().flat_map(|configured| configured.source.directories())
     }
 
+    /// Reads the keys of client certificates into the arena; before it nobody may be dialled by
+    /// this configuration. Blocks.
+    ///
+    /// # Errors
+    /// The first that cannot be read, or is not its certificate's.
+    pub(crate) fn load_client_keys(&self, arena: &Arena) -> Result<(), SourceError> {
+        self.client_certificates().try_for_each(|client| client.load_key(arena))
+    }
+
+    fn client_certificates(&self) -> impl Iterator<Item = &ClientCertificate> {
+        self.connections.values().filter_map(|configured| match &configured.connection.tls {
+            Tls::Required { client, .. } => client.as_deref(),
+            Tls::Disable | Tls::Optional { .. } => None,
+        })
+    }
+
     /// Directories of other files that a reload reads again: the roots that `tls.ca_file` names,
-    /// and `connections_file`.
+    /// client certificates and their keys, and `connections_file`.
     pub(crate) fn referred_directories(&self) -> impl Iterator<Item = PathBuf> {
         let roots = self.connections.values().filter_map(|configured| {
             let Tls::Required { ca_file, .. } = &configured.connection.tls else { return None };
             ca_file.as_deref()
         });
         let files = roots.chain(self.connections_file.as_deref());
-        files.filter_map(Path::parent).map(Path::to_owned).collect::<Vec<_>>().into_iter()
+        let files = files.filter_map(Path::parent).map(Path::to_owned);
+        let clients = self.client_certificates().flat_map(ClientCertificate::directories);
+        files.chain(clients).collect::<Vec<_>>().into_iter()
     }
 
     /// The programs that the keeper must know, each once.

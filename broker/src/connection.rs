@@ -15,7 +15,7 @@ use serde::Serialize;
 pub(crate) use self::hosts::{Hosts, TcpHost, UnixSocket};
 use crate::credential::LoginRules;
 use crate::policy::Pattern;
-use crate::upstream::tls::RootsId;
+use crate::upstream::tls::{ClientCertificate, RootsId};
 
 mod hosts;
 
@@ -123,6 +123,9 @@ pub(crate) enum Tls {
         ca_file: Option<PathBuf>,
         /// Tells sets of roots apart.
         roots: RootsId,
+        negotiation: Negotiation,
+        /// What we prove ourselves by to a server that asks.
+        client: Option<Arc<ClientCertificate>>,
     },
     /// TLS or not, as whoever answers likes; nothing of its certificate is checked.
     Optional { first: First, config: Arc<ClientConfig> },
@@ -143,6 +146,26 @@ impl First {
         match self {
             Self::Tls => "prefer",
             Self::Plaintext => "allow",
+        }
+    }
+}
+
+/// How a link comes to TLS; libpq's sslnegotiation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Negotiation {
+    /// The server is asked first whether it has TLS.
+    #[default]
+    Postgres,
+    /// With the first byte, as PostgreSQL 17 and proxies of TLS take it.
+    Direct,
+}
+
+impl Negotiation {
+    /// libpq's name of it.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Postgres => "postgres",
+            Self::Direct => "direct",
         }
     }
 }
@@ -279,9 +302,23 @@ impl Tls {
         match (self, other) {
             (Self::Disable, Self::Disable) => true,
             (
-                Self::Required { check, roots, .. },
-                Self::Required { check: other_check, roots: other_roots, .. },
-            ) => check == other_check && roots == other_roots,
+                Self::Required { check, roots, negotiation, client, .. },
+                Self::Required {
+                    check: other_check,
+                    roots: other_roots,
+                    negotiation: other_negotiation,
+                    client: other_client,
+                    ..
+                },
+            ) => {
+                let id = |client: &Option<Arc<ClientCertificate>>| {
+                    client.as_ref().map(|client| client.id())
+                };
+                check == other_check
+                    && roots == other_roots
+                    && negotiation == other_negotiation
+                    && id(client) == id(other_client)
+            }
             (Self::Optional { first, .. }, Self::Optional { first: other, .. }) => first == other,
             (Self::Disable | Self::Required { .. } | Self::Optional { .. }, _) => false,
         }

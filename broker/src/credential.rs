@@ -307,6 +307,11 @@ impl Credentials {
         self.shared.arena.allocate_for(uid, len)
     }
 
+    /// Where they lie.
+    pub(crate) fn arena(&self) -> &Arena {
+        &self.shared.arena
+    }
+
     /// What is in the arena, whose canaries are looked at on the occasion.
     pub(crate) fn arena_usage(&self) -> Usage {
         self.shared.arena.check();

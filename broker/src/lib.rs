@@ -40,6 +40,11 @@
 //! assert!(format!("{policy:?}").contains("rules: []"));
 //! ```
 
+/// As in the program: tests that search memory find what it would leave.
+#[cfg(test)]
+#[global_allocator]
+static ALLOCATOR: arena::zeroing::ZeroOnFree = arena::zeroing::ZeroOnFree;
+
 mod app;
 pub mod arena;
 mod audit;

@@ -13,12 +13,13 @@ use thiserror::Error;
 pub(crate) use self::exec::ExecSource;
 pub(crate) use self::intake::{Intake, IntakeFault, Taken};
 pub(crate) use self::material::{Material, scram_keys};
-pub(crate) use self::stamp::Stamp;
+pub(crate) use self::stamp::{Stamp, directories};
 pub(crate) use self::systemd::is_name as is_systemd_name;
 use crate::arena::{Arena, ArenaFull, Slot};
 use crate::credential::SecretForm;
 use crate::keeper::{ExecFault, Keeper, Run};
 use crate::sys;
+use crate::upstream::tls::KeyFault;
 
 mod env;
 mod exec;
@@ -164,12 +165,25 @@ pub(crate) enum SourceFault {
         "the secret is not CLIENT_KEY:SERVER_KEY, each 32 bytes in base64, as credential = \"scram-keys\" wants it"
     )]
     NoKeys,
+    /// A file of a private key that holds none which could be used.
+    #[error("{path} {fault}", path = .path.display())]
+    PrivateKey {
+        /// Which file.
+        path: PathBuf,
+        /// Why not.
+        fault: KeyFault,
+    },
     /// No room.
     #[error(transparent)]
     ArenaFull(#[from] ArenaFull),
 }
 
 impl SourceFault {
+    /// The same with the place of the configuration that is at fault.
+    pub(crate) fn at(self, config: PathBuf, key: String) -> SourceError {
+        SourceError { config, key, fault: self }
+    }
+
     /// Whether it is about access, rather than about what is there.
     #[must_use]
     pub(crate) fn is_permission(&self) -> bool {
@@ -188,6 +202,7 @@ impl SourceFault {
             | Self::BadUsername
             | Self::NulByte
             | Self::NoKeys
+            | Self::PrivateKey { .. }
             | Self::ArenaFull(_) => false,
         }
     }
@@ -334,7 +349,7 @@ impl Source {
 
     /// Directories that must stay readable for its files to be read again.
     pub(crate) fn directories(&self) -> Vec<PathBuf> {
-        self.files().iter().flat_map(|file| stamp::directories(file)).collect()
+        self.files().iter().flat_map(|file| directories(file)).collect()
     }
 
     /// Whether the secret stood in the broker's environment.
@@ -344,7 +359,7 @@ impl Source {
 
     /// The same with the place of the configuration that is at fault.
     pub(crate) fn error(&self, fault: SourceFault) -> SourceError {
-        SourceError { config: self.config.clone(), key: self.key.clone(), fault }
+        fault.at(self.config.clone(), self.key.clone())
     }
 
     /// The files that a read needs.
@@ -421,6 +436,12 @@ impl Source {
         };
         Material::parse(text, username.as_deref(), self.form)
     }
+}
+
+/// Reads a file straight into the arena: at most [`MAX_SECRET`] bytes, and none that every user
+/// could have written. Blocks.
+pub(crate) fn read_file(path: &Path, arena: &Arena) -> Result<Slot, SourceFault> {
+    file::read(path, arena)
 }
 
 /// Whether a role can have this name.

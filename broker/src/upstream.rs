@@ -25,7 +25,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use self::distrust::Distrust;
-use crate::connection::Check;
+use crate::connection::{Check, Negotiation};
 use crate::peer::Uid;
 use crate::socket::Socket;
 
@@ -86,6 +86,7 @@ struct Secured {
     check: Check,
     config: Arc<ClientConfig>,
     name: ServerName<'static>,
+    negotiation: Negotiation,
 }
 
 #[derive(Clone, Debug)]
@@ -103,13 +104,13 @@ impl Remote {
     }
 
     pub(crate) fn tcp_for_test(address: SocketAddr) -> Self {
-        Self { address: Address::Tcp(address), tls: None }
+        Self { address: Address::Tcp(address), tls: None, timeout: Duration::from_secs(10) }
     }
 }
 
 impl Remote {
     pub(crate) const fn is_unix_socket(&self) -> bool {
-        matches!(self.address, Address::Unix(_))
+        matches!(self.address, Address::Unix { .. })
     }
 }
 
@@ -152,8 +153,8 @@ impl Remote {
                 let socket = adopt(stream.into_std())?;
                 match &self.tls {
                     None => Ok(plain(socket, NameProof::None)),
-                    Some(Secured { check, config, name }) => {
-                        let stream = start_tls(socket, config, name).await?;
+                    Some(Secured { check, config, name, negotiation }) => {
+                        let stream = start_tls(socket, config, name, *negotiation).await?;
                         let name = match check {
                             Check::ChainAndName => NameProof::Verified,
                             Check::Nothing | Check::Chain => NameProof::None,
@@ -184,28 +185,45 @@ fn adopt<S: Into<OwnedFd>>(connected: io::Result<S>) -> Result<Socket, DialError
     connected.and_then(|socket| Socket::adopt(socket.into())).map_err(DialError::Unreachable)
 }
 
-/// PostgreSQL protocol 55.2.10: ask, read exactly one byte, and begin the handshake. Nothing is
-/// read ahead, so no plaintext can pass for a part of the protected stream (CVE-2021-23222).
+/// PostgreSQL protocol 55.2.10: asks where it is to be asked, and begins the handshake.
 async fn start_tls(
     mut stream: Socket,
     config: &Arc<ClientConfig>,
     name: &ServerName<'static>,
+    negotiation: Negotiation,
 ) -> Result<TlsStream<Socket>, DialError> {
-    stream.write_all(&SSL_REQUEST).await.map_err(DialError::Unreachable)?;
-    let mut answer = [0];
-    stream.read_exact(&mut answer).await.map_err(DialError::Unreachable)?;
-    if answer != *b"S" {
-        return Err(DialError::Untrusted(Distrust::NoTls));
+    match negotiation {
+        Negotiation::Postgres => ask_for_tls(&mut stream).await?,
+        Negotiation::Direct => {}
     }
     let connector = TlsConnector::from(Arc::clone(config));
-    connector.connect(name.clone(), stream).await.map_err(|error| {
+    let stream = connector.connect(name.clone(), stream).await.map_err(|error| {
         // What rustls finds wrong comes as InvalidData; the rest is the socket's.
         if error.kind() == io::ErrorKind::InvalidData {
             DialError::Untrusted(Distrust::by_tls(error, name))
         } else {
             DialError::Unreachable(error)
         }
-    })
+    })?;
+    let selected = stream.get_ref().1.alpn_protocol();
+    match negotiation {
+        Negotiation::Postgres => Ok(stream),
+        Negotiation::Direct if selected == Some(tls::ALPN) => Ok(stream),
+        // What follows would be spoken to a server of whatever protocol shares the certificate.
+        Negotiation::Direct => Err(DialError::Untrusted(Distrust::NoProtocol)),
+    }
+}
+
+/// Asks and reads exactly one byte. Nothing is read ahead, so no plaintext can pass for a part of
+/// the protected stream (CVE-2021-23222).
+async fn ask_for_tls(stream: &mut Socket) -> Result<(), DialError> {
+    stream.write_all(&SSL_REQUEST).await.map_err(DialError::Unreachable)?;
+    let mut answer = [0];
+    stream.read_exact(&mut answer).await.map_err(DialError::Unreachable)?;
+    if answer == *b"S" {
+        return Ok(());
+    }
+    Err(DialError::Untrusted(Distrust::NoTls))
 }
 
 impl Stream {

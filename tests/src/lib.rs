@@ -49,6 +49,7 @@ pub mod binaries;
 pub mod broker;
 pub mod canary;
 pub mod crowd;
+pub mod front;
 pub mod frontend;
 pub mod handles;
 pub mod holder;

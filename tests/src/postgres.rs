@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 pub use self::cluster::{Cluster, programs};
 pub use self::database::{Database, Method};
 pub use self::guardian::guard;
-pub use self::tls::TlsIdentity;
+pub use self::tls::{ClientAuthority, TlsIdentity};
 use crate::{binaries, shared};
 
 mod cluster;

@@ -14,10 +14,14 @@ mod audit;
 mod binding;
 #[path = "e2e/cancel.rs"]
 mod cancel;
+#[path = "e2e/client_certificate.rs"]
+mod client_certificate;
 #[path = "e2e/config.rs"]
 mod config;
 #[path = "e2e/deploy.rs"]
 mod deploy;
+#[path = "e2e/direct.rs"]
+mod direct;
 #[path = "e2e/handles.rs"]
 mod handles;
 #[path = "e2e/handoff.rs"]

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::parse::At;
-use super::{ConfigError, ConfiguredConnection, hosts, login, raw};
+use super::{ConfigError, ConfiguredConnection, client_certificate, hosts, login, raw};
 use crate::connection::{
     Check, Connection, ConnectionName, First, Hosts, StartupFilter, TcpHost, Tls,
 };
@@ -132,6 +132,7 @@ fn tls(given: Option<raw::Tls>, hosts: &Hosts, at: &At<'_>) -> Result<Tls, Confi
                     .below("ca_file")
                     .wrong("is of no use without TLS: set mode = \"verify-full\", or remove it"));
             }
+            client_certificate::none_without_tls(&given, at)?;
             Ok(Tls::Disable)
         }
         (Some(_), Hosts::Unix { .. }) => {
@@ -160,10 +161,14 @@ fn tls(given: Option<raw::Tls>, hosts: &Hosts, at: &At<'_>) -> Result<Tls, Confi
                 }
             };
             let file_at = at.below("ca_file");
-            let (config, roots) = tls::client_config(check, given.ca_file.as_deref())
-                .map_err(|why| file_at.wrong(why.to_string()))?;
+            let negotiation = client_certificate::negotiation(given.negotiation.as_deref(), at)?;
+            let client = client_certificate::read(given.cert_file, given.key, at)?;
+            let (config, roots) =
+                tls::client_config(check, given.ca_file.as_deref(), client.as_ref())
+                    .map_err(|why| file_at.wrong(why.to_string()))?;
             certifiable(hosts, at)?;
-            Ok(Tls::Required { check, config, ca_file: given.ca_file, roots })
+            let ca_file = given.ca_file;
+            Ok(Tls::Required { check, config, ca_file, roots, negotiation, client })
         }
     }
 }
@@ -187,8 +192,9 @@ fn optional(
             "is of no use with mode = {mode:?}, in which no certificate is asked for: use \"verify-full\""
         )));
     }
+    client_certificate::none_without_tls(given, at)?;
     certifiable(hosts, at)?;
-    let (config, _no_roots) = tls::client_config(Check::Nothing, None)
+    let (config, _no_roots) = tls::client_config(Check::Nothing, None, None)
         .map_err(|why| at.below("mode").wrong(why.to_string()))?;
     Ok(Tls::Optional { first, config })
 }

@@ -317,7 +317,7 @@ fn extension(path: &Path) -> Option<&str> {
     path.extension().and_then(|extension| extension.to_str())
 }
 
-fn signing_key(raw: raw::SigningKey, at: &At<'_>) -> Result<SigningKey, ConfigError> {
+pub(super) fn signing_key(raw: raw::SigningKey, at: &At<'_>) -> Result<SigningKey, ConfigError> {
     match (raw.file, raw.systemd) {
         (Some(file), None) if file.is_absolute() => Ok(SigningKey::File(file)),
         (Some(_), None) => Err(at.below("file").wrong("must be an absolute path")),

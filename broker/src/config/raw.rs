@@ -164,6 +164,9 @@ pub(super) struct Tls {
     pub(super) mode: Option<String>,
     pub(super) insecure: bool,
     pub(super) ca_file: Option<PathBuf>,
+    pub(super) cert_file: Option<PathBuf>,
+    pub(super) key: Option<SigningKey>,
+    pub(super) negotiation: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -81,12 +81,8 @@ fn audit(config: &Config) -> Table {
     table.insert("durability".into(), config.audit.durability.to_string().into());
     table.insert("max_size".into(), format!("{}B", config.audit.max_size).into());
     table.insert("keep".into(), number(config.audit.keep));
-    let key = config.audit.signing_key.as_ref().map(|key| match key {
-        SigningKey::File(file) => one("file", file.display().to_string()),
-        SigningKey::Systemd { name, .. } => one("systemd", name.clone()),
-    });
-    if let Some(key) = key {
-        table.insert("signing_key".into(), key);
+    if let Some(key) = &config.audit.signing_key {
+        table.insert("signing_key".into(), signing_key(key));
     }
     table
 }
@@ -139,10 +135,15 @@ fn connection(configured: &super::ConfiguredConnection) -> Table {
             tls.insert("mode".into(), first.mode().into());
             tls.insert("insecure".into(), true.into());
         }
-        Tls::Required { check, ca_file, .. } => {
+        Tls::Required { check, ca_file, negotiation, client, .. } => {
             tls.insert("mode".into(), check.mode().into());
             if let Some(file) = ca_file {
                 tls.insert("ca_file".into(), file.display().to_string().into());
+            }
+            tls.insert("negotiation".into(), negotiation.name().into());
+            if let Some(client) = client {
+                tls.insert("cert_file".into(), client.cert_file.display().to_string().into());
+                tls.insert("key".into(), signing_key(&client.key));
             }
         }
     }
@@ -160,6 +161,13 @@ fn connection(configured: &super::ConfiguredConnection) -> Table {
     table.insert("replication".into(), connection.replication.into());
     table.insert("insecure_handoff".into(), connection.insecure_handoff.into());
     table
+}
+
+fn signing_key(key: &SigningKey) -> Value {
+    match key {
+        SigningKey::File(file) => one("file", file.display().to_string()),
+        SigningKey::Systemd { name, .. } => one("systemd", name.clone()),
+    }
 }
 
 fn list(values: impl Iterator<Item = Value>) -> Value {

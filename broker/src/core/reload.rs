@@ -12,6 +12,7 @@ use tokio::sync::Mutex;
 use tracing::{info, warn};
 
 use super::{Core, Settings};
+use crate::arena::Arena;
 use crate::audit::{Event, Outcome, Record};
 use crate::config::{Config, ConfigError, Fixed, Places};
 use crate::harden::Paths;
@@ -79,13 +80,14 @@ impl Reloading {
     }
 
     /// Reads and checks; nothing is in force yet. Reads files, so it blocks.
-    fn read(&self) -> Result<Config, ReloadProblem> {
+    fn read(&self, arena: &Arena) -> Result<Config, ReloadProblem> {
         let config = Config::load(&self.places)?;
         if let Some(key) = self.fixed.differs(&config.fixed()) {
             return Err(ReloadProblem::RestartRequired(format!("{key} has changed")));
         }
         let wanted = (self.sandbox_of)(&config);
         self.sandbox.covers(&wanted).map_err(ReloadProblem::RestartRequired)?;
+        config.load_client_keys(arena)?;
         Ok(config)
     }
 
@@ -145,7 +147,10 @@ impl Core {
 
     async fn try_reload(&self) -> Result<Reloaded, ReloadProblem> {
         let core = self.clone();
-        let read = tokio::task::spawn_blocking(move || core.shared.reloading.read()).await;
+        let read = tokio::task::spawn_blocking(move || {
+            core.shared.reloading.read(core.shared.credentials.arena())
+        });
+        let read = read.await;
         let mut config = read.map_err(|_cancelled| ReloadProblem::ShuttingDown)??;
         let credentials = self.shared.credentials.prepare(&config).await?;
         let settings = Settings::of(&mut config);

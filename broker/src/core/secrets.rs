@@ -385,6 +385,7 @@ fn secret_fault(fault: &SourceFault) -> Why {
         | SourceFault::NoSystemd { .. }
         | SourceFault::Changing
         | SourceFault::Exec(_)
+        | SourceFault::PrivateKey { .. }
         | SourceFault::RestartRequired(_)
         | SourceFault::BrokenOff => "be readable",
     };

@@ -58,7 +58,7 @@ const MOST_LINKS: usize = 40;
 
 /// The directory of `path` as it is now and, for every symbolic link on the way, the one that
 /// the link stands in: what the link will point to is usually beside it.
-pub(super) fn directories(path: &Path) -> Vec<PathBuf> {
+pub(crate) fn directories(path: &Path) -> Vec<PathBuf> {
     let mut found: Vec<PathBuf> = path.parent().map(Path::to_owned).into_iter().collect();
     let mut here = PathBuf::from("/");
     let mut links = 0;

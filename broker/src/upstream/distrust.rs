@@ -20,6 +20,11 @@ pub(crate) enum Distrust {
     /// It answered something else than `S` to SSLRequest.
     #[error("it refuses TLS: turn ssl on there, or set tls.mode = \"disable\"")]
     NoTls,
+    /// What follows would be spoken to a server of whatever protocol shares the certificate.
+    #[error(
+        "it does not select the protocol postgresql (ALPN): direct TLS needs PostgreSQL 17, or a proxy that selects it"
+    )]
+    NoProtocol,
     /// What SO_PEERCRED says of the socket.
     #[error("it is of uid {found}, and peer_user is {wanted}")]
     User { found: Uid, wanted: Uid },
@@ -47,6 +52,22 @@ impl Distrust {
     /// What a handshake ended with.
     pub(super) fn other(error: io::Error) -> Self {
         Self::Other(error)
+    }
+
+    /// What TLS ended with, where nothing of ours explains it.
+    pub(crate) const fn by_io(&self) -> Option<&io::Error> {
+        match self {
+            Self::Other(source) => Some(source),
+            Self::NoTls
+            | Self::NoProtocol
+            | Self::User { .. }
+            | Self::Expired
+            | Self::NotYet
+            | Self::UnknownIssuer
+            | Self::Forged
+            | Self::OtherName { .. }
+            | Self::NoName { .. } => None,
+        }
     }
 
     /// What rustls found wrong.

@@ -15,7 +15,7 @@ use tracing::debug;
 
 use super::tls::server_name;
 use super::{Address, DialError, Distrust, Link, Remote, Secured};
-use crate::connection::{Check, Connection, First, Hosts, TcpHost, Tls};
+use crate::connection::{Check, Connection, First, Hosts, Negotiation, TcpHost, Tls};
 
 /// For all hosts together; one address has `connect_timeout`, which is no longer.
 const DIAL_WITHIN: Duration = Duration::from_secs(60);
@@ -102,19 +102,20 @@ enum Ways {
 
 impl Ways {
     fn of(tls: &Tls, host: &TcpHost) -> Result<Self, DialError> {
-        let secured = |check, config: &Arc<_>| {
+        let secured = |check, config: &Arc<_>, negotiation| {
             // Checked with the configuration.
             let name = server_name(&host.host)
                 .map_err(|error| Distrust::other(io::Error::other(error)))?;
-            Ok(Secured { check, config: Arc::clone(config), name })
+            Ok(Secured { check, config: Arc::clone(config), name, negotiation })
         };
         Ok(match tls {
             Tls::Disable => Self::One(None),
-            Tls::Required { check, config, .. } => {
-                Self::One(Some(secured(*check, config).map_err(DialError::Untrusted)?))
-            }
+            Tls::Required { check, config, negotiation, .. } => Self::One(Some(
+                secured(*check, config, *negotiation).map_err(DialError::Untrusted)?,
+            )),
             Tls::Optional { first, config } => {
-                let secured = secured(Check::Nothing, config).map_err(DialError::Untrusted)?;
+                let secured = secured(Check::Nothing, config, Negotiation::Postgres)
+                    .map_err(DialError::Untrusted)?;
                 match first {
                     First::Tls => Self::TlsElsePlain(secured),
                     First::Plaintext => Self::PlainElseTls(secured),

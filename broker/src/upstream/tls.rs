@@ -3,22 +3,27 @@
 
 #![forbid(unsafe_code)]
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ring::digest::{self, SHA256_OUTPUT_LEN};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, RootCertStore};
+use rustls::{AlertDescription, ClientConfig, RootCertStore};
 use thiserror::Error;
 
+pub(crate) use self::client_certificate::ClientCertificate;
+pub(crate) use self::client_key::KeyFault;
 use self::verifier::{Demand, Verifier};
 use crate::connection::Check;
 
+mod client_certificate;
+mod client_key;
 mod verifier;
 
 /// The protocol of ALPN that PostgreSQL 17 registered; older servers ignore it.
-const ALPN: &[u8] = b"postgresql";
+pub(super) const ALPN: &[u8] = b"postgresql";
 
 /// TLS cannot be set up as configured.
 #[derive(Debug, Error)]
@@ -27,6 +32,8 @@ pub(crate) enum TlsError {
     Roots { file: PathBuf, why: String },
     #[error("there is no certificate in {file}", file = .file.display())]
     NoRoots { file: PathBuf },
+    #[error("cannot read a certificate in {file}: {why}", file = .file.display())]
+    Certificate { file: PathBuf, why: String },
     #[error("{host:?} is not a name that a certificate can be for")]
     Name { host: String },
     #[error("the TLS library refuses the configuration: {0}")]
@@ -56,6 +63,7 @@ impl RootsId {
 pub(crate) fn client_config(
     check: Check,
     ca_file: Option<&Path>,
+    client: Option<&Arc<ClientCertificate>>,
 ) -> Result<(Arc<ClientConfig>, RootsId), TlsError> {
     let roots = match (check, ca_file) {
         (Check::Nothing, _) => RootCertStore::empty(),
@@ -70,12 +78,15 @@ pub(crate) fn client_config(
     };
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let verifier = Verifier { demand, algorithms: provider.signature_verification_algorithms };
-    let mut config = ClientConfig::builder_with_provider(provider)
+    let config = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(TlsError::Library)?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(verifier))
-        .with_no_client_auth();
+        .with_custom_certificate_verifier(Arc::new(verifier));
+    let mut config = match client.map(Arc::clone) {
+        Some(client) => config.with_client_cert_resolver(client),
+        None => config.with_no_client_auth(),
+    };
     config.alpn_protocols = vec![ALPN.to_vec()];
     Ok((Arc::new(config), id))
 }
@@ -83,6 +94,24 @@ pub(crate) fn client_config(
 pub(crate) fn server_name(host: &str) -> Result<ServerName<'static>, TlsError> {
     ServerName::try_from(host.to_owned())
         .map_err(|_invalid| TlsError::Name { host: host.to_owned() })
+}
+
+/// What a server says that refuses our certificate (RFC 8446 §6.2). In TLS 1.3 it comes behind
+/// the handshake, in place of an answer to what was sent.
+pub(crate) fn refused_certificate(error: &io::Error) -> Option<&'static str> {
+    let error = error.get_ref()?.downcast_ref::<rustls::Error>()?;
+    let rustls::Error::AlertReceived(alert) = error else { return None };
+    let known = [
+        (AlertDescription::BadCertificate, "bad_certificate"),
+        (AlertDescription::UnsupportedCertificate, "unsupported_certificate"),
+        (AlertDescription::CertificateRevoked, "certificate_revoked"),
+        (AlertDescription::CertificateExpired, "certificate_expired"),
+        (AlertDescription::CertificateUnknown, "certificate_unknown"),
+        (AlertDescription::UnknownCA, "unknown_ca"),
+        (AlertDescription::AccessDenied, "access_denied"),
+        (AlertDescription::CertificateRequired, "certificate_required"),
+    ];
+    known.into_iter().find(|(known, _)| known == alert).map(|(_, name)| name)
 }
 
 fn from_file(file: &Path) -> Result<RootCertStore, TlsError> {
@@ -118,11 +147,11 @@ mod tests {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(b"not a certificate\n").unwrap();
         assert!(matches!(
-            client_config(Check::ChainAndName, Some(file.path())),
+            client_config(Check::ChainAndName, Some(file.path()), None),
             Err(TlsError::NoRoots { .. })
         ));
         assert!(matches!(
-            client_config(Check::Chain, Some(Path::new("/does/not/exist"))),
+            client_config(Check::Chain, Some(Path::new("/does/not/exist")), None),
             Err(TlsError::Roots { .. })
         ));
     }

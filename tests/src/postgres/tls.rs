@@ -42,3 +42,39 @@ impl TlsIdentity {
         }
     }
 }
+
+/// A CA whose certificates clients prove themselves by.
+#[derive(Debug)]
+pub struct ClientAuthority(CertifiedIssuer<'static, KeyPair>);
+
+impl ClientAuthority {
+    /// Makes a new one.
+    ///
+    /// # Panics
+    /// When the cryptography fails.
+    #[must_use]
+    pub fn generate() -> Self {
+        let mut authority = CertificateParams::default();
+        authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        authority.distinguished_name.push(DnType::CommonName, "credbroker test CA of clients");
+        let key = KeyPair::generate().expect("a key pair");
+        Self(CertifiedIssuer::self_signed(authority, key).expect("a CA"))
+    }
+
+    /// Its certificate, as PEM.
+    #[must_use]
+    pub fn pem(&self) -> String {
+        self.0.pem()
+    }
+
+    /// A certificate for a role of this name with this key, as PEM.
+    ///
+    /// # Panics
+    /// When the cryptography fails.
+    #[must_use]
+    pub fn issue(&self, role: &str, key: &KeyPair) -> String {
+        let mut client = CertificateParams::default();
+        client.distinguished_name.push(DnType::CommonName, role);
+        client.signed_by(key, &self.0).expect("a client certificate").pem()
+    }
+}

@@ -9,7 +9,7 @@ use std::process::Output;
 use credbroker_e2e::broker::{Broker, Setup, Via};
 use credbroker_e2e::canary::Canary;
 use credbroker_e2e::identity::{Identity, give, several_or_say};
-use credbroker_e2e::postgres::Server;
+use credbroker_e2e::postgres::{Server, TlsIdentity};
 use credbroker_e2e::process::{output, transcript};
 use credbroker_e2e::wait::PATIENCE;
 
@@ -59,6 +59,13 @@ fn every_fault_ends_the_start_with_a_line_that_helps() {
         fs::write(setup.path("etc/unreadable.secret"), password.reveal()).expect("a file");
         let unreadable = Permissions::from_mode(0o000);
         fs::set_permissions(setup.path("etc/unreadable.secret"), unreadable).expect("chmod");
+        // A certificate, the key of another one, and one that is encrypted.
+        let _certificate =
+            setup.broker_file("etc/client.pem", &TlsIdentity::generate().certificate);
+        let _key = setup.broker_file("etc/client.key", TlsIdentity::generate().key());
+        let encrypted = "-----BEGIN ENCRYPTED PRIVATE KEY-----\n\
+                         AAAA\n-----END ENCRYPTED PRIVATE KEY-----\n";
+        let _encrypted = setup.broker_file("etc/encrypted.key", encrypted);
         let json = r#"{"connections": {"main_db": {"type": "postgresql", "host": "localhost",
             "database": "mydb", "credentialsEnv": "MAIN_DB"}}}"#;
         let _json = setup.broker_file("etc/connections.json", json);

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::fixture::{MAIN, issue, name, peer, registered, settings_with};
 use super::{State, Taken};
-use crate::connection::{ConnectionName, Host};
+use crate::connection::{ConnectionName, Hosts, TcpHost, UnixSocket};
 use crate::core::Why;
 use crate::core::settings::Settings;
 use crate::core::suspension::{Scope, Suspended};
@@ -95,20 +95,21 @@ fn no_secret_is_shown_after_a_reload_that_takes_the_grant_away() {
 }
 
 /// Settings in which peers may bring passwords for a connection that leads to `host`.
-fn leading_to(host: Host) -> Settings {
+fn leading_to(hosts: Hosts) -> Settings {
     let mut settings = settings_with(&[UID], &[Action::Register, Action::Issue], 100);
     let connection = settings.connections.get_mut(MAIN).unwrap();
-    Arc::get_mut(connection).unwrap().host = host;
+    Arc::get_mut(connection).unwrap().hosts = hosts;
     settings
 }
 
-fn tcp(host: &str, port: u16) -> Host {
-    Host::Tcp { host: host.into(), port }
+fn tcp(host: &str, port: u16) -> Hosts {
+    Hosts::Tcp(vec![TcpHost { host: host.into(), port }])
 }
 
 #[test]
 fn what_a_peer_brought_does_not_follow_a_connection_elsewhere() {
-    let unix = Host::Unix { directory: "/run/postgresql".into(), port: 5432 };
+    let socket = UnixSocket { directory: "/run/postgresql".into(), port: 5432 };
+    let unix = Hosts::Unix { sockets: vec![socket], server: None };
     for (what, elsewhere) in [
         ("another host", tcp("other.internal", 5432)),
         ("another port", tcp("db.internal", 5433)),

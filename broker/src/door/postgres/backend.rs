@@ -128,10 +128,12 @@ impl Voice {
             NameProof::None => Self::Anybodys,
         }
     }
+}
 
+impl LoginFault {
     /// Whether the server does not take this role in this way, as when `pg_hba.conf` has no entry.
-    pub(crate) fn is_no_entry(&self) -> bool {
-        matches!(self, Self::Refused(code) if code == "28000")
+    pub(super) fn is_no_entry(&self) -> bool {
+        matches!(self, Self::Refused { sqlstate, .. } if sqlstate == "28000")
     }
 }
 

@@ -3,15 +3,35 @@
 
 #![forbid(unsafe_code)]
 
+use std::io;
+
 use tracing::{info, warn};
 
 use super::backend::LoginFault;
 use crate::connection::ConnectionName;
 use crate::core::Why;
 use crate::upstream::DialError;
+use crate::upstream::tls::refused_certificate;
+
+/// What broke the link, as the socket or TLS has it.
+fn broken_by(fault: &LoginFault) -> Option<&io::Error> {
+    match fault {
+        LoginFault::Dial(DialError::Unreachable(source)) | LoginFault::Link(source) => Some(source),
+        LoginFault::Dial(DialError::Untrusted(distrust)) => distrust.by_io(),
+        LoginFault::Untrusted(_)
+        | LoginFault::Refused { .. }
+        | LoginFault::Held { .. }
+        | LoginFault::Server { .. }
+        | LoginFault::Unproven(_) => None,
+    }
+}
 
 /// The word for the audit record, and why. Logs what the caller is not told.
 pub(super) fn explain(fault: &LoginFault, connection: &ConnectionName) -> (&'static str, Why) {
+    if let Some(alert) = broken_by(fault).and_then(refused_certificate) {
+        warn!(%connection, alert, "the server refuses the broker's client certificate");
+        return ("upstream_refused", Why::UpstreamRefused(connection.clone()));
+    }
     match fault {
         LoginFault::Server { sqlstate, .. } => {
             info!(%connection, sqlstate, "the server ended a login");

@@ -202,7 +202,7 @@ mod tests {
             .with_no_client_auth()
             .with_cert_resolver(Arc::new(Shows(Arc::new(shown))));
         let mut server = ServerConnection::new(Arc::new(server)).unwrap();
-        let (client, _roots) = super::super::client_config(Check::Nothing, None).unwrap();
+        let (client, _roots) = super::super::client_config(Check::Nothing, None, None).unwrap();
         let name = ServerName::try_from("db.internal").unwrap();
         let mut client = ClientConnection::new(client, name).unwrap();
         while client.is_handshaking() || server.is_handshaking() {
