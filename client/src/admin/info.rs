@@ -8,6 +8,12 @@ use credbroker_proto::v1;
 use crate::info::time;
 use crate::{Error, HandleInfo};
 
+pub use self::explanation::{Considered, Explanation, PeerDescription};
+pub use self::status::{ArenaUse, AuditHead, Status};
+
+mod explanation;
+mod status;
+
 /// A connection as an operator sees it: nothing secret.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -295,91 +301,6 @@ pub struct Reloaded {
     pub changes: Vec<String>,
 }
 
-/// The state of the broker.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Status {
-    /// The broker's version.
-    pub version: String,
-    /// When it started.
-    pub started: SystemTime,
-    /// The facts that security rests on, by name, as `credbrokerd posture` orders them.
-    pub posture: Vec<(String, String)>,
-    /// What is not well. Empty: nothing.
-    pub warnings: Vec<String>,
-    /// Connections.
-    pub connections: u32,
-    /// Live handles.
-    pub handles: u32,
-    /// Sessions, those being opened included.
-    pub sessions: u32,
-    /// Names of what is suspended; `*` for all.
-    pub suspended: Vec<String>,
-    /// Where the audit chain stands; keep a copy elsewhere.
-    pub audit_head: Option<AuditHead>,
-    /// Whether grants can be written.
-    pub audit_writable: bool,
-    /// What the arena holds.
-    pub arena: ArenaUse,
-    /// When the configuration was last taken over.
-    pub configured: Option<SystemTime>,
-    /// Why the last reload was refused. Empty: it was not.
-    pub last_reload_problem: String,
-}
-
-impl Status {
-    pub(super) fn from_wire(status: v1::GetStatusResponse) -> Result<Self, Error> {
-        let arena = status.arena.unwrap_or_default();
-        Ok(Self {
-            version: status.version,
-            started: time("started", status.started)?,
-            posture: status.posture.into_iter().map(|fact| (fact.name, fact.value)).collect(),
-            warnings: status.warnings,
-            connections: status.connections,
-            handles: status.handles,
-            sessions: status.sessions,
-            suspended: status.suspended,
-            audit_head: status.audit_head.map(|head| AuditHead {
-                seq: head.seq,
-                hash: head.hash,
-                signed_to: head.signed_to,
-            }),
-            audit_writable: status.audit_writable,
-            arena: ArenaUse {
-                capacity: arena.capacity,
-                own: arena.own,
-                registered: arena.registered,
-            },
-            configured: optional_time("configured", status.configured)?,
-            last_reload_problem: status.last_reload_problem,
-        })
-    }
-}
-
-/// Where the audit chain stands.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct AuditHead {
-    /// Sequence number of the last record.
-    pub seq: u64,
-    /// Its hash, in hexadecimal.
-    pub hash: String,
-    /// Sequence number up to which records are signed.
-    pub signed_to: u64,
-}
-
-/// What the arena holds, in bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct ArenaUse {
-    /// In all.
-    pub capacity: u64,
-    /// Used by the operator's credentials and keys.
-    pub own: u64,
-    /// Used by registrations of peers.
-    pub registered: u64,
-}
-
 /// An audit record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -388,86 +309,6 @@ pub struct AuditLine {
     pub line: String,
     /// Records that were left out just before this one, because the reader was slow.
     pub skipped: u64,
-}
-
-/// A peer that need not be there.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct PeerDescription {
-    /// Effective uid.
-    pub uid: u32,
-    /// Effective gid, if known.
-    pub gid: Option<u32>,
-    /// Supplementary groups.
-    pub groups: Vec<u32>,
-    /// Path of the program.
-    pub exe: Option<String>,
-    /// systemd unit.
-    pub unit: Option<String>,
-}
-
-impl PeerDescription {
-    pub(super) fn into_wire(self) -> v1::PeerDescription {
-        let Self { uid, gid, groups, exe, unit } = self;
-        v1::PeerDescription { uid, gid, groups, exe, unit }
-    }
-
-    fn from_wire(peer: v1::PeerDescription) -> Self {
-        let v1::PeerDescription { uid, gid, groups, exe, unit } = peer;
-        Self { uid, gid, groups, exe, unit }
-    }
-}
-
-/// Why a peer may or may not do something.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Explanation {
-    /// Whether it is allowed now.
-    pub allowed: bool,
-    /// The grant that allows it. Empty: none.
-    pub grant: String,
-    /// Why it was refused then, of a refusal.
-    pub reason: String,
-    /// When it was refused, of a refusal.
-    pub at: Option<SystemTime>,
-    /// Who asked.
-    pub peer: Option<PeerDescription>,
-    /// The action.
-    pub action: String,
-    /// The connection.
-    pub connection: String,
-    /// The grants that were looked at, nearest first.
-    pub considered: Vec<Considered>,
-    /// What to change, one sentence each.
-    pub advice: Vec<String>,
-}
-
-impl Explanation {
-    pub(super) fn from_wire(response: v1::ExplainAccessResponse) -> Result<Self, Error> {
-        let considered = response.considered.into_iter();
-        Ok(Self {
-            allowed: response.allowed,
-            grant: response.grant,
-            reason: response.reason,
-            at: optional_time("at", response.at)?,
-            peer: response.peer.map(PeerDescription::from_wire),
-            action: response.action,
-            connection: response.connection,
-            considered: considered
-                .map(|grant| Considered { grant: grant.grant, missing: grant.missing })
-                .collect(),
-            advice: response.advice,
-        })
-    }
-}
-
-/// A grant that does not fit.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Considered {
-    /// Its name.
-    pub grant: String,
-    /// What does not hold: `uid is 1000, the grant wants 10001`.
-    pub missing: Vec<String>,
 }
 
 fn optional_time(

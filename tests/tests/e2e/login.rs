@@ -192,6 +192,24 @@ fn a_source_that_has_changed_is_read_before_the_client_is_refused() {
 }
 
 #[test]
+fn over_a_link_that_proves_nothing_a_refused_password_cuts_nothing() {
+    let database = Server::shared().database();
+    let proxy = LoginProxy::start(database.server());
+    let broker = Broker::usual_setup(&database, Via::Plain(proxy.port())).start();
+    let token = token(&broker);
+    let mut session = broker.session(&Identity::client(), "main_db", &token);
+    session.query("SELECT 1").expect("a query");
+    database.set_server_password(&Canary::random());
+    assert_eq!(refused(&broker, &token), "UPSTREAM_REFUSED");
+    let told = "cannot be told from a changed password";
+    assert_eventually!(broker.log().contains(told), "{}", broker.log());
+    session.query("SELECT 1").expect("an impostor could have said so");
+    assert!(broker.audit().of("credential.diverged").is_empty());
+    let warnings = broker.operator().status().expect("a status").warnings;
+    assert!(warnings.iter().any(|line| line.contains("refuses its credential")), "{warnings:?}");
+}
+
+#[test]
 fn a_password_that_was_changed_elsewhere_is_told_and_cuts_the_connection() {
     let database = Server::shared().database();
     let broker = Broker::usual(&database);
