@@ -108,6 +108,8 @@ pub(crate) fn refused_certificate(error: &io::Error) -> Option<&'static str> {
         (AlertDescription::CertificateExpired, "certificate_expired"),
         (AlertDescription::CertificateUnknown, "certificate_unknown"),
         (AlertDescription::UnknownCA, "unknown_ca"),
+        // OpenSSL, for one that an authority of the right name and another key has signed.
+        (AlertDescription::DecryptError, "decrypt_error"),
         (AlertDescription::AccessDenied, "access_denied"),
         (AlertDescription::CertificateRequired, "certificate_required"),
     ];

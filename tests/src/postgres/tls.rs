@@ -48,15 +48,15 @@ impl TlsIdentity {
 pub struct ClientAuthority(CertifiedIssuer<'static, KeyPair>);
 
 impl ClientAuthority {
-    /// Makes a new one.
+    /// Makes a new one of this name.
     ///
     /// # Panics
     /// When the cryptography fails.
     #[must_use]
-    pub fn generate() -> Self {
+    pub fn generate(name: &str) -> Self {
         let mut authority = CertificateParams::default();
         authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        authority.distinguished_name.push(DnType::CommonName, "credbroker test CA of clients");
+        authority.distinguished_name.push(DnType::CommonName, name);
         let key = KeyPair::generate().expect("a key pair");
         Self(CertifiedIssuer::self_signed(authority, key).expect("a CA"))
     }

@@ -84,7 +84,7 @@ fn patterns(key: &KeyPair) -> Vec<Pattern> {
 
 #[test]
 fn a_certificate_lets_in_alone_or_beside_a_password_and_its_key_stays_in_the_arena() {
-    let authority = ClientAuthority::generate();
+    let authority = ClientAuthority::generate("clients");
     let (_home, cluster) = cluster(&authority);
     let rsa = Path::new(env!("CARGO_MANIFEST_DIR")).join("../broker/testdata/client-keys");
     let rsa = fs::read_to_string(rsa.join("rsa-pkcs8.pem")).expect("a key");
@@ -113,7 +113,7 @@ fn a_certificate_lets_in_alone_or_beside_a_password_and_its_key_stays_in_the_are
 
 #[test]
 fn a_wrong_certificate_or_none_is_refused_and_a_reload_reads_another() {
-    let (authority, other) = (ClientAuthority::generate(), ClientAuthority::generate());
+    let authority = ClientAuthority::generate("clients");
     let (_home, cluster) = cluster(&authority);
     let key = KeyPair::generate().expect("a key");
     let pem = key.serialize_pem();
@@ -121,11 +121,14 @@ fn a_wrong_certificate_or_none_is_refused_and_a_reload_reads_another() {
     let (database, setup) = by_certificate_alone(&cluster);
     assert_eq!(refusal(&setup.start()), "08006 UPSTREAM_REFUSED", "none");
     // The server breaks the handshake off, in TLS 1.3 behind our end of it.
-    let (_second, setup) = by_certificate_alone(&cluster);
-    let broker = with_certificate(setup, &other.issue(database.name(), &key), &pem).start();
-    let told = refusal(&broker);
-    assert_eq!(told, "08006 UPSTREAM_REFUSED", "of another authority: {}", broker.log());
-    assert!(broker.log().contains("unknown_ca"), "{}", broker.log());
+    for (other, alert) in [("others", "unknown_ca"), ("clients", "decrypt_error")] {
+        let other = ClientAuthority::generate(other);
+        let (_second, setup) = by_certificate_alone(&cluster);
+        let broker = with_certificate(setup, &other.issue(database.name(), &key), &pem).start();
+        let told = refusal(&broker);
+        assert_eq!(told, "08006 UPSTREAM_REFUSED", "of another authority: {}", broker.log());
+        assert!(broker.log().contains(alert), "{}", broker.log());
+    }
 
     for ask in [None, Some(Method::Trust)] {
         let (database, setup) = match ask {
