@@ -465,7 +465,7 @@ fn accept_does_not_spin_when_descriptors_run_out() {
     let config = setup.write();
     let mut command = Identity::broker().command_with_death_signal("prlimit", "TERM");
     // Enough to start with and to serve one client, and less than the places that there are take.
-    command.args(["--nofile=27:27", "--"]).arg(binaries::credbrokerd());
+    command.args(["--nofile=45:45", "--"]).arg(binaries::credbrokerd());
     command.arg("run").arg("--config").arg(config);
     let broker = setup.start_by(command);
     let (socket, door) = (broker.socket(), broker.door());
