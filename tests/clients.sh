@@ -14,17 +14,18 @@ source tests/needs.sh
 
 quick=(psql pgbench pg_dump psycopg asyncpg node-postgres tokio-postgres sqlx)
 all=("${quick[@]}" sqlalchemy postgres-js dbhub postgres-mcp)
+usual=("${all[@]}")
 chosen=()
 ambient_seconds=7
 for argument in "$@"; do
     case $argument in
-    --quick) chosen+=("${quick[@]}") && ambient_seconds=1 && : "${CLIENTS_DUMP_MB:=4}" ;;
+    --quick) usual=("${quick[@]}") && ambient_seconds=1 && : "${CLIENTS_DUMP_MB:=4}" ;;
     --list) printf '%s\n' "${all[@]}" && exit ;;
     -*) echo "usage: tests/clients.sh [--quick] [--list] [NAME...]" >&2 && exit 64 ;;
     *) chosen+=("$argument") ;;
     esac
 done
-((${#chosen[@]} > 0)) || chosen=("${all[@]}")
+((${#chosen[@]} > 0)) || chosen=("${usual[@]}")
 for name in "${chosen[@]}"; do
     [[ " ${all[*]} " == *" $name "* ]] || { echo "no client $name; --list has them" >&2 && exit 64; }
 done

@@ -56,6 +56,9 @@ step "documentation tests" cargo test --workspace --doc --locked --quiet
 RUSTDOCFLAGS="-D warnings" \
     step "documentation" cargo doc --workspace --no-deps --document-private-items --locked --quiet
 FUZZ_SECONDS=${FUZZ_SECONDS:-5} step "fuzz, briefly" tests/fuzz/run
+# Those that come from Debian and crates.io; the rest of clients.sh needs other registries.
+step "foreign programs" env -u CREDBROKER_E2E_DIR -u CREDBROKER_E2E_BIN_DIR \
+    tests/clients.sh --quick psql pgbench pg_dump tokio-postgres sqlx
 if cargo deny --version >/dev/null 2>&1; then
     # Advisories need the network and change by themselves: not a property of this commit.
     step "dependencies" cargo deny --log-level error check bans licenses sources

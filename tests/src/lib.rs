@@ -20,7 +20,7 @@
 //! | [`rogue`] | scripted servers that lie, stall and flood, and a record of what the broker sent them |
 //! | [`canary`], [`memory`] | secrets in every form they could hide in, and the search for them |
 //! | [`audit`] | the audit file, read as a consumer would |
-//! | [`bench`] | what is measured, against what, and the report |
+//! | [`mod@bench`] | what is measured, against what, and the report |
 //! | [`binaries`], [`shared`], [`wait`] | where the programs are, what tests share, waiting without sleeping |
 //!
 //! As root, broker, worker, client and attacker are four uids. Without root they are all one,
