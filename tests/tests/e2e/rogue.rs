@@ -54,6 +54,8 @@ fn modes(authority: &Authority) -> Vec<Mode> {
     vec![
         mode("disable", None),
         Mode { unix: true, ..mode("unix", None) },
+        mode("require", trusted()),
+        mode("verify-ca", trusted()),
         mode("verify-full", trusted()),
     ]
 }
