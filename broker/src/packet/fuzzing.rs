@@ -7,7 +7,8 @@ use prost::Message as _;
 
 use super::decode::{Malformed, decode};
 
-/// What decodes means the same when it is written in the shortest way, which is no longer.
+/// What decodes means the same when it is written in the usual way. That is the shortest but for
+/// numbers of 32 bits that are negative once they are cut to that: in five bytes, written in ten.
 #[must_use]
 pub fn packet(bytes: &[u8]) -> bool {
     let decoded = decode(bytes);
@@ -17,7 +18,7 @@ pub fn packet(bytes: &[u8]) -> bool {
         return false;
     };
     let short = message.encode_to_vec();
-    assert!(short.len() <= bytes.len(), "{} bytes became {}", bytes.len(), short.len());
+    assert!(short.len() <= 2 * bytes.len(), "{} bytes became {}", bytes.len(), short.len());
     let again = decode(&short);
     let understood = decoded.is_ok();
     match &decoded {
