@@ -45,7 +45,10 @@ impl Opening {
             .connections
             .get(&connection.name)
             .is_some_and(|configured| configured.leads_to_same(connection));
-        let is_newer = own != 0 && now.version() != own;
+        // The record of this opening names the role: for another one there is none yet, and the
+        // next login writes it.
+        let is_recorded = now.username() == self.lent().username();
+        let is_newer = own != 0 && now.version() != own && is_recorded;
         if leads_to_same && is_newer && state.sessions.renew(self.id(), now.version()) {
             self.adopt(now)
         } else {

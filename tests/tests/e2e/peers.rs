@@ -464,8 +464,10 @@ fn accept_does_not_spin_when_descriptors_run_out() {
     let setup = Broker::usual_setup(&database, Via::Tls);
     let config = setup.write();
     let mut command = Identity::broker().command_with_death_signal("prlimit", "TERM");
-    // Enough to start with and to serve one client, and less than the places that there are take.
-    command.args(["--nofile=45:45", "--"]).arg(binaries::credbrokerd());
+    // Enough to start with, of which each core's runtime takes some, and to serve one client; and
+    // less than the places that there are take.
+    let most = 37 + 4 * thread::available_parallelism().map_or(1, usize::from);
+    command.args([&format!("--nofile={most}:{most}"), "--"]).arg(binaries::credbrokerd());
     command.arg("run").arg("--config").arg(config);
     let broker = setup.start_by(command);
     let (socket, door) = (broker.socket(), broker.door());
