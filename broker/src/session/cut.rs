@@ -5,15 +5,21 @@
 //! closes its socket. When all clients are dead the links to the servers are *shut down*. The
 //! servers' ends come last because each costs far more than all the rest: a thousand backends that
 //! end take the processors for a second, and clients would wait for their turn.
+//!
+//! Sessions are let go by the thread on which they live, all of its own in one go: to wake a task
+//! of another thread is a system call, and a thousand of them take longer than the ends.
 
 #![forbid(unsafe_code)]
 
+use std::collections::HashMap;
 use std::fmt;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use rustix::net::{Shutdown, shutdown};
+use tokio::runtime::{self, Handle};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
@@ -83,10 +89,28 @@ pub(crate) enum Lifeline {
 pub(crate) struct Cut {
     reason: OnceLock<CutReason>,
     let_go: CancellationToken,
-    client_dead: CancellationToken,
-    shut_down: CancellationToken,
+    client_dead: AtomicBool,
+    volley: OnceLock<Arc<Volley>>,
+    /// Whether the volley has been told that the client is dead.
+    counted: AtomicBool,
     ended: CancellationToken,
-    lifeline: Mutex<Option<Lifeline>>,
+    live: Mutex<Option<Live>>,
+}
+
+/// What there is of a session that is live.
+#[derive(Debug)]
+struct Live {
+    lifeline: Lifeline,
+    /// Where its task runs; unknown only to tests without a runtime.
+    home: Option<Handle>,
+}
+
+/// Sessions that are cut together.
+#[derive(Debug)]
+struct Volley {
+    clients_left: AtomicUsize,
+    clients_dead: CancellationToken,
+    servers_turn: CancellationToken,
 }
 
 impl Cut {
@@ -95,21 +119,22 @@ impl Cut {
         let _ = self.reason.set(reason);
     }
 
-    /// What there is to shut down from now on.
+    /// What there is to shut down from now on. Called where the session's task runs.
     pub(crate) fn hold(&self, lifeline: Lifeline) {
-        *self.lifeline() = Some(lifeline);
+        *self.live() = Some(Live { lifeline, home: Handle::try_current().ok() });
     }
 
-    /// There is no client to wait for.
+    /// There is no client to wait for, or no more.
     pub(crate) fn has_no_client(&self) {
-        self.client_dead.cancel();
+        self.client_dead.store(true, Ordering::SeqCst);
+        self.count();
     }
 
     /// The session is over.
     pub(crate) fn end(&self) {
         // A duplicate would keep the link open.
-        *self.lifeline() = None;
-        self.client_dead.cancel();
+        *self.live() = None;
+        self.has_no_client();
         self.ended.cancel();
     }
 
@@ -118,24 +143,44 @@ impl Cut {
         self.reason.get().copied()
     }
 
-    fn let_go(&self) {
-        if let Some(Lifeline::HandedOff(link)) = &*self.lifeline() {
-            let _ = shutdown(link, Shutdown::Both);
-            self.client_dead.cancel();
+    /// Becomes one of a volley, unless it is one of another.
+    fn join(&self, volley: &Arc<Volley>) -> bool {
+        let joined = self.volley.set(Arc::clone(volley)).is_ok();
+        self.count();
+        joined
+    }
+
+    /// Tells the volley of a client's death, once: whichever of the two became known last.
+    fn count(&self) {
+        if let Some(volley) = self.volley.get()
+            && self.client_dead.load(Ordering::SeqCst)
+            && !self.counted.swap(true, Ordering::SeqCst)
+        {
+            volley.client_died();
         }
-        self.let_go.cancel();
+    }
+
+    /// Where its task has to hear of its end. A socket that its client has itself is shut down
+    /// here and now.
+    fn home(&self) -> Option<Handle> {
+        let live = self.live();
+        let live = live.as_ref()?;
+        if let Lifeline::HandedOff(link) = &live.lifeline {
+            let _ = shutdown(link, Shutdown::Both);
+            self.has_no_client();
+        }
+        live.home.clone()
     }
 
     fn shut_down(&self) {
-        if let Some(Lifeline::Relayed(link)) = &*self.lifeline() {
+        if let Some(Live { lifeline: Lifeline::Relayed(link), .. }) = &*self.live() {
             // Fails only when the server was faster.
             let _ = shutdown(link, Shutdown::Both);
         }
-        self.shut_down.cancel();
     }
 
-    fn lifeline(&self) -> MutexGuard<'_, Option<Lifeline>> {
-        self.lifeline.lock().unwrap_or_else(PoisonError::into_inner)
+    fn live(&self) -> MutexGuard<'_, Option<Live>> {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Returns when the session is to end.
@@ -147,9 +192,9 @@ impl Cut {
     /// Says that the client's socket is closed, and returns when it is the server's turn: at once,
     /// unless the session is one of many that are being cut.
     pub(crate) async fn client_is_dead(&self) {
-        self.client_dead.cancel();
-        if self.let_go.is_cancelled() {
-            let _ = timeout(CLIENTS_FIRST, self.shut_down.cancelled()).await;
+        self.has_no_client();
+        if let Some(volley) = self.volley.get() {
+            volley.servers_turn.cancelled().await;
         }
     }
 
@@ -159,21 +204,44 @@ impl Cut {
     }
 }
 
+impl Volley {
+    fn client_died(&self) {
+        if self.clients_left.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.clients_dead.cancel();
+        }
+    }
+}
+
 /// Lets all of these go, at once. What is returned does the rest, and must be run.
 pub(crate) fn fire(cuts: &[Arc<Cut>]) -> impl Future<Output = ()> + Send + use<> {
-    for cut in cuts {
-        cut.let_go();
-    }
-    let cuts = cuts.to_vec();
-    async move {
-        let dead = async {
-            for cut in &cuts {
-                cut.client_dead.cancelled().await;
+    let volley = Arc::new(Volley {
+        clients_left: AtomicUsize::new(cuts.len()),
+        clients_dead: CancellationToken::new(),
+        servers_turn: CancellationToken::new(),
+    });
+    let (fresh, fired): (Vec<_>, Vec<_>) =
+        cuts.iter().map(Arc::clone).partition(|cut| cut.join(&volley));
+    // They are being ended already.
+    fired.iter().for_each(|_cut| volley.client_died());
+    let mut at_home: HashMap<runtime::Id, (Handle, Vec<Arc<Cut>>)> = HashMap::new();
+    for cut in &fresh {
+        match cut.home() {
+            None => cut.let_go.cancel(),
+            Some(home) => {
+                at_home.entry(home.id()).or_insert((home, Vec::new())).1.push(Arc::clone(cut));
             }
-        };
+        }
+    }
+    for (home, cuts) in at_home.into_values() {
+        home.spawn(async move { cuts.iter().for_each(|cut| cut.let_go.cancel()) });
+    }
+    // Whatever becomes of the rest, no relay waits for it for ever.
+    let servers_turn = volley.servers_turn.clone().drop_guard();
+    async move {
+        let _servers_turn = servers_turn;
         // Whether they are or not: a relay that hangs does not save its session.
-        let _ = timeout(CLIENTS_FIRST, dead).await;
-        for cut in &cuts {
+        let _ = timeout(CLIENTS_FIRST, volley.clients_dead.cancelled()).await;
+        for cut in &fresh {
             cut.shut_down();
         }
     }
@@ -183,6 +251,11 @@ pub(crate) fn fire(cuts: &[Arc<Cut>]) -> impl Future<Output = ()> + Send + use<>
 mod tests {
     use std::io::Read as _;
     use std::os::unix::net::UnixStream;
+    use std::sync::mpsc;
+    use std::task::{Context, Wake, Waker};
+    use std::thread;
+
+    use tokio::runtime::Builder;
 
     use super::*;
 
@@ -209,7 +282,7 @@ mod tests {
             two.client_is_dead().await;
         };
         tokio::pin!(rest);
-        one.client_dead.cancel();
+        one.has_no_client();
         let early = timeout(CLIENTS_FIRST / 2, &mut rest).await;
         assert!(early.is_err() && !has_ended(&mut first), "the other one lives");
         tokio::join!(rest, relays);
@@ -221,6 +294,61 @@ mod tests {
         let (cut, mut server) = live();
         fire(&[Arc::clone(&cut)]).await;
         assert!(has_ended(&mut server));
+    }
+
+    /// Notes which thread wakes.
+    #[derive(Debug, Default)]
+    struct Woken(Mutex<Option<thread::ThreadId>>);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            *self.0.lock().unwrap() = Some(thread::current().id());
+        }
+    }
+
+    #[test]
+    fn sessions_are_let_go_by_the_thread_they_live_on() {
+        let (there, stay) = (Arc::new(Woken::default()), CancellationToken::new());
+        let (told, cuts) = mpsc::channel();
+        let (waker, stop) = (Waker::from(Arc::clone(&there)), stay.clone());
+        let home = thread::spawn(move || {
+            let runtime = Builder::new_current_thread().build().unwrap();
+            runtime.block_on(async {
+                let (cut, _server) = live();
+                let mut fired = Box::pin(cut.fired());
+                let polled = fired.as_mut().poll(&mut Context::from_waker(&waker));
+                assert!(polled.is_pending());
+                told.send(Arc::clone(&cut)).unwrap();
+                stop.cancelled().await;
+            });
+            thread::current().id()
+        });
+        let rest = fire(&[cuts.recv().unwrap()]);
+        // The thread runs what it was given in order.
+        stay.cancel();
+        let home = home.join().unwrap();
+        assert_eq!(*there.0.lock().unwrap(), Some(home));
+        drop(rest);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_is_fired_twice_is_of_the_first_volley() {
+        let ((cut, mut server), (other, mut others)) = (live(), live());
+        let first = fire(&[Arc::clone(&cut)]);
+        let second = fire(&[Arc::clone(&cut), Arc::clone(&other)]);
+        other.has_no_client();
+        second.await;
+        assert!(has_ended(&mut others), "it waits for its own alone");
+        assert!(!has_ended(&mut server));
+        cut.end();
+        first.await;
+    }
+
+    #[tokio::test]
+    async fn what_is_never_run_holds_up_no_relay() {
+        let (cut, _server) = live();
+        drop(fire(&[Arc::clone(&cut)]));
+        cut.client_is_dead().await;
     }
 
     #[tokio::test]
