@@ -12,7 +12,7 @@ use std::time::SystemTime;
 
 use credbroker_client::{Secret, SecretError};
 use http_body_util::{BodyExt as _, Limited};
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use hyper::header::{CONTENT_TYPE, HOST, HeaderName, ORIGIN};
 use hyper::{HeaderMap, Method, Request, StatusCode};
 use tokio::sync::{oneshot, watch};
@@ -319,6 +319,10 @@ fn deposit(form: &Form<'_>) -> Result<Deposit, &'static str> {
 
 /// The whole body, in one buffer that is wiped. `None`: too long, or it did not come.
 async fn read(body: Incoming) -> Option<Zeroizing<Vec<u8>>> {
+    // What is announced is not waited for.
+    if body.size_hint().lower() > MAX_BODY as u64 {
+        return None;
+    }
     let mut whole = Zeroizing::new(Vec::with_capacity(MAX_BODY));
     let mut body = Limited::new(body, MAX_BODY);
     while let Some(frame) = body.frame().await {
