@@ -37,7 +37,10 @@ fn setup(database: &Database) -> Setup {
         .set("connections.main_db.databases", databases)
         .set("connections.ambient_db.databases", databases)
         .set("limits.rate_per_second", 2000)
-        .grant(Grant::to(&client, &["issue", "open"], &["main_db", "stored_db"]).with("name", "client"))
+        .grant(
+            Grant::to(&client, &["issue", "open"], &["main_db", "stored_db"])
+                .with("name", "client"),
+        )
         .grant(Grant::to(&client, &["ambient"], &["ambient_db"]).with("name", "ambient"))
 }
 

@@ -107,7 +107,6 @@ impl Entry {
         harden::late()?;
         let about = About {
             connection: self.name.clone(),
-            kind: connection.kind,
             target: connection.target,
             username: self.username.clone(),
             started_by: getuid().as_raw(),

@@ -39,3 +39,44 @@ pub(super) fn late() -> Result<(), Failure> {
         .map_err(|error| Failure::system("cannot harden", &io::Error::other(error)))?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::net::{TcpListener, TcpStream};
+    use std::os::unix::net::UnixStream;
+    use std::process::Command;
+    use std::thread;
+
+    use super::*;
+
+    fn landlock_knows(access: AccessNet) -> bool {
+        let ruleset = Ruleset::default().set_compatibility(CompatLevel::HardRequirement);
+        ruleset.handle_access(access).and_then(Ruleset::create).is_ok()
+    }
+
+    /// On a thread of its own: the rules stay for as long as that lives.
+    #[test]
+    fn no_file_no_program_and_no_tcp_but_what_is_open() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("file");
+        let thread = thread::spawn(move || {
+            late().map_err(|failure| format!("{failure:?}")).unwrap();
+            let refused = [
+                File::open("/etc/passwd").is_err(),
+                File::create(file).is_err(),
+                Command::new("/bin/true").status().is_err(),
+                TcpStream::connect(address).is_err(),
+                TcpListener::bind("127.0.0.1:0").is_err(),
+            ];
+            UnixStream::pair().unwrap();
+            (refused, listener)
+        });
+        let (refused, listener) = thread.join().unwrap();
+        assert_eq!(refused, [landlock_knows(AccessNet::ConnectTcp); 5]);
+        TcpStream::connect(address).unwrap();
+        listener.accept().unwrap();
+    }
+}

@@ -14,7 +14,6 @@ use hyper::{Response, StatusCode};
 use ring::digest::{SHA256, digest};
 
 use super::ticket::Token;
-use crate::output::rfc3339;
 
 /// An answer to a browser.
 pub(super) type Page = Response<Full<Bytes>>;
@@ -24,7 +23,7 @@ const STYLE: &str = include_str!("page.css");
 /// What the page tells of the entry. Nothing of it is secret.
 pub(super) struct About {
     pub(super) connection: String,
-    pub(super) kind: String,
+    /// Where it leads, masked.
     pub(super) target: String,
     /// The database role, where the command line names it.
     pub(super) username: Option<String>,
@@ -71,13 +70,13 @@ impl Press {
             push(&mut body, format_args!("<dt>{name}</dt><dd>{}</dd>", escaped(value)));
         };
         fact("Connection", &about.connection);
-        fact("Database", &format!("{}, {}", about.kind, about.target));
+        fact("Database", &about.target);
         if let Some(username) = &about.username {
             fact("User name", username);
         }
         fact("Asked for by", &format!("uid {}, in a terminal of this host", about.started_by));
         fact("Opened by", &format!("uid {}, and nobody else", about.opened_by));
-        fact("Good until", &rfc3339(about.expires));
+        fact("Good until", &clock(about.expires));
         body.push_str("</dl>");
         push(
             &mut body,
@@ -180,6 +179,12 @@ fn push(to: &mut String, text: std::fmt::Arguments<'_>) {
     let _never = to.write_fmt(text);
 }
 
+/// To the second, in UTC.
+fn clock(at: SystemTime) -> String {
+    let at = humantime::format_rfc3339_seconds(at).to_string();
+    at.replace('T', " ").replace('Z', " UTC")
+}
+
 /// As text or as the value of an attribute in double quotes.
 fn escaped(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
@@ -213,7 +218,6 @@ mod tests {
     fn about(connection: &str) -> About {
         About {
             connection: connection.into(),
-            kind: "postgresql".into(),
             target: "postgresql://***:***@db/x".into(),
             username: None,
             started_by: 0,
