@@ -47,7 +47,7 @@ impl Entry {
         };
         let page = wait::until(PATIENCE, || Some((find("http://")?.0, find("code")?.1)));
         let (url, code) = page.unwrap_or_else(|| panic!("no page:\n{}", process.stderr()));
-        let (host, path) = url["http://".len()..].split_once('/').expect("a path");
+        let (host, path) = url.trim_start_matches("http://").split_once('/').expect("a path");
         let (address, path) = (host.parse().expect("an address"), format!("/{path}"));
         Self { process, address, path, code, person }
     }
