@@ -59,12 +59,16 @@ FUZZ_SECONDS=${FUZZ_SECONDS:-5} step "fuzz, briefly" tests/fuzz/run
 # Those that come from Debian and crates.io; the rest of clients.sh needs other registries.
 step "foreign programs" env -u CREDBROKER_E2E_DIR -u CREDBROKER_E2E_BIN_DIR \
     tests/clients.sh --quick psql pgbench pg_dump tokio-postgres sqlx
+# Where there is a browser already: it is large.
+if command -v chromium >/dev/null && command -v node >/dev/null && [[ $(id -u) == 0 ]]; then
+    step "page in a browser" env -u CREDBROKER_E2E_DIR -u CREDBROKER_E2E_BIN_DIR tests/entry-page.sh
+fi
 if cargo deny --version >/dev/null 2>&1; then
     # Advisories need the network and change by themselves: not a property of this commit.
     step "dependencies" cargo deny --log-level error check bans licenses sources
 fi
 if command -v shellcheck >/dev/null; then
-    step "scripts" shellcheck -x tests/run.sh tests/needs.sh tests/clients.sh tests/clients/*.sh tests/bench.sh deploy/demo.sh .ci/run tests/fuzz/{run,build,instrument}
+    step "scripts" shellcheck -x tests/run.sh tests/needs.sh tests/clients.sh tests/clients/*.sh tests/entry-page.sh tests/bench.sh deploy/demo.sh .ci/run tests/fuzz/{run,build,instrument}
 fi
 
 printf '\nall checks passed in %ss\n' "$((SECONDS - started))"

@@ -21,8 +21,8 @@ use tokio_util::sync::CancellationToken;
 use self::access::Access;
 use self::references::References;
 use self::tokens::Tokens;
-use crate::broker::{Broker, Connection, Token};
-use crate::config::Config;
+use crate::broker::{Broker, Connection, Login, Token};
+use crate::config::{Config, InlineSecrets};
 use crate::error::{Code, Failure};
 use crate::sql::{Answer, Format, Lease, Limits, MAX_ROWS_CEILING, Params, Statement, execute};
 
@@ -172,6 +172,30 @@ impl App {
         Ok((token, info.expires, masked))
     }
 
+    /// Whether callers may bring passwords.
+    #[must_use]
+    pub fn inline_secrets(&self) -> InlineSecrets {
+        self.config.inline_secrets
+    }
+
+    /// As [`create_token`](Self::create_token), on a login that the caller brings to a
+    /// connection that has none.
+    ///
+    /// # Errors
+    /// The broker's.
+    pub async fn register_token(
+        &self,
+        caller: &Principal,
+        connection: &str,
+        login: Login,
+        ttl: Duration,
+    ) -> Result<(Token, SystemTime, Connection), Failure> {
+        let masked = self.connection(connection).await?;
+        let subject = caller.subject();
+        let (token, info) = self.broker.register_token(connection, login, subject, ttl).await?;
+        Ok((token, info.expires, masked))
+    }
+
     /// Ends a handle of the caller, with its sessions.
     ///
     /// # Errors
@@ -188,7 +212,28 @@ impl App {
     /// # Errors
     /// The broker's, those of opening a session, and `LIMIT_REACHED`.
     pub async fn connect(&self, caller: &Principal, connection: &str) -> Result<String, Failure> {
-        let access = Arc::new(Access::new(caller.clone(), connection.to_owned()));
+        self.keep_open(caller, Access::new(caller.clone(), connection.to_owned())).await
+    }
+
+    /// As [`connect`](Self::connect), with a login that the caller brings to a connection that
+    /// has none. The reference ends with its handle: the worker does not have the password.
+    ///
+    /// # Errors
+    /// Those of [`connect`](Self::connect).
+    pub async fn connect_with(
+        &self,
+        caller: &Principal,
+        connection: &str,
+        login: Login,
+    ) -> Result<String, Failure> {
+        let issued = self.broker.register(connection, login, caller.subject()).await?;
+        let access = Access::registered(self, caller.clone(), connection.to_owned(), issued);
+        self.keep_open(caller, access).await
+    }
+
+    /// Opens a session and names what it is opened under.
+    async fn keep_open(&self, caller: &Principal, access: Access) -> Result<String, Failure> {
+        let access = Arc::new(access);
         let lease = access.lease(self).await?;
         // Kept for the first query.
         lease.reset().await?;

@@ -29,6 +29,22 @@ pub trait Broker: Debug + Send + Sync + 'static {
         subject: &'a str,
         ttl: Duration,
     ) -> Answer<'a, (Token, HandleInfo)>;
+    /// Issues a handle for `connection`, which has no credential, on a login that the caller
+    /// brings; the broker keeps it in its locked memory for as long as the handle lives.
+    fn register<'a>(
+        &'a self,
+        connection: &'a str,
+        login: Login,
+        subject: &'a str,
+    ) -> Answer<'a, Issued>;
+    /// As [`register`](Self::register), a handle that outlives this process.
+    fn register_token<'a>(
+        &'a self,
+        connection: &'a str,
+        login: Login,
+        subject: &'a str,
+        ttl: Duration,
+    ) -> Answer<'a, (Token, HandleInfo)>;
     /// What a handle is; `HANDLE_INVALID` when it is unknown, expired or revoked.
     fn describe<'a>(&'a self, token: &'a Token) -> Answer<'a, HandleInfo>;
     /// Ends a handle; when this is done its sessions are dead.
@@ -43,6 +59,18 @@ pub trait Held: Debug + Send + Sync + 'static {
 
 /// The bearer form of a handle; the library's type, which no text shows.
 pub use credbroker_client::Token;
+
+/// A password on its way to the broker, in a memfd; the library's type, which no text shows.
+pub use credbroker_client::Secret;
+
+/// A user name and a password that a caller brings.
+#[derive(Debug)]
+pub struct Login {
+    /// The database role.
+    pub username: String,
+    /// Its password.
+    pub secret: Secret,
+}
 
 /// A new handle, where it is used, and the value that keeps it alive.
 #[derive(Debug)]

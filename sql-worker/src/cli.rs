@@ -17,7 +17,7 @@ use tracing_subscriber::prelude::*;
 
 use crate::app::{App, Principal};
 use crate::broker::client::Remote;
-use crate::config::Config;
+use crate::config::{Config, InlineSecrets};
 use crate::{mcp, shutdown};
 
 // sysexits(3).
@@ -47,6 +47,9 @@ struct Mcp {
     /// On standard input and output.
     #[arg(long, required = true)]
     stdio: bool,
+    /// Takes passwords as tool arguments: insecure, for they pass through the model.
+    #[arg(long)]
+    allow_inline_secrets: bool,
     /// The configuration file; without one everything has its default.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -73,6 +76,9 @@ pub fn main() -> ExitCode {
         Err(error) => return fail(CONFIGURATION, &error),
     };
     config.runtime_dir = arguments.runtime_dir.or(config.runtime_dir);
+    if arguments.allow_inline_secrets {
+        config.inline_secrets = InlineSecrets::Allowed;
+    }
     // sqlx reads it into every session and has no way to leave it out.
     if std::env::var_os("PGOPTIONS").is_some() {
         return fail(
@@ -81,6 +87,9 @@ pub fn main() -> ExitCode {
         );
     }
     start_logging(config.log_level);
+    if config.inline_secrets == InlineSecrets::Allowed {
+        tracing::warn!(inline_secrets = "allowed", "passwords may pass through the model");
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return fail(SOFTWARE, &error),
@@ -154,7 +163,8 @@ mod tests {
     #[test]
     fn a_transport_must_be_named() {
         assert!(Cli::try_parse_from(["w", "mcp"]).is_err());
-        assert!(Cli::try_parse_from(["w", "mcp", "--stdio", "--allow-inline-secrets"]).is_err());
+        assert!(Cli::try_parse_from(["w", "mcp", "--allow-inline-secrets"]).is_err());
+        assert!(Cli::try_parse_from(["w", "mcp", "--stdio", "--allow-inline-secrets"]).is_ok());
         assert!(Cli::try_parse_from(["w", "mcp", "--stdio", "--runtime-dir", "/x"]).is_ok());
     }
 }

@@ -26,6 +26,18 @@ pub struct Config {
     pub concurrency: usize,
     /// What is logged.
     pub log_level: tracing::Level,
+    /// Whether calls may bring passwords; from the command line only.
+    pub inline_secrets: InlineSecrets,
+}
+
+/// Whether passwords are taken as tool arguments.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum InlineSecrets {
+    /// They are refused.
+    #[default]
+    Refused,
+    /// They pass through the model and through this process.
+    Allowed,
 }
 
 /// Why a configuration file was refused.
@@ -141,6 +153,7 @@ impl Config {
                 idle: Duration::from_secs(60),
             },
             concurrency: raw.limits.concurrency,
+            inline_secrets: InlineSecrets::default(),
             log_level: match raw.log.level {
                 RawLevel::Error => tracing::Level::ERROR,
                 RawLevel::Warn => tracing::Level::WARN,

@@ -15,6 +15,7 @@ mod params;
 mod result_set;
 mod revoke_credential_token;
 mod schema;
+mod secrets;
 mod tool;
 
 use std::sync::Arc;

@@ -22,6 +22,8 @@ mod config;
 mod deploy;
 #[path = "e2e/direct.rs"]
 mod direct;
+#[path = "e2e/entry.rs"]
+mod entry;
 #[path = "e2e/handles.rs"]
 mod handles;
 #[path = "e2e/handoff.rs"]
@@ -32,6 +34,8 @@ mod harness;
 mod hostile;
 #[path = "e2e/hosts.rs"]
 mod hosts;
+#[path = "e2e/inline_secrets.rs"]
+mod inline_secrets;
 #[path = "e2e/lifecycle.rs"]
 mod lifecycle;
 #[path = "e2e/login.rs"]

@@ -15,6 +15,7 @@ mod admin;
 mod broker;
 mod client;
 mod commands;
+mod entry;
 mod exec;
 mod operator;
 mod packet;

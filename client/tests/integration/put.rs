@@ -305,7 +305,7 @@ fn a_stopped_command_asks_again_when_it_goes_on() {
 }
 
 /// How often `needle` is in the memory of a process.
-fn count_in_memory(pid: u32, needle: &[u8]) -> usize {
+pub(crate) fn count_in_memory(pid: u32, needle: &[u8]) -> usize {
     let memory = File::open(format!("/proc/{pid}/mem")).unwrap();
     let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
     let mut found = 0;

@@ -2,12 +2,13 @@
 //!
 //! A handle dies with the broker, at its longest lifetime, or by an operator's hand. It is
 //! asked for again only when a login is refused, before any statement was sent; whether the
-//! caller still may is then the broker's to say.
+//! caller still may is then the broker's to say. A handle on a login that the caller brought is
+//! not asked for again: the login is not kept.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::{App, Principal};
-use crate::broker::Held;
+use crate::broker::{Held, Issued};
 use crate::error::{Code, Failure};
 use crate::sql::{Lease, Pool, Target};
 
@@ -16,7 +17,16 @@ use crate::sql::{Lease, Pool, Target};
 pub(super) struct Access {
     principal: Principal,
     connection: String,
+    origin: Origin,
     live: tokio::sync::Mutex<Option<Arc<Live>>>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Origin {
+    /// On the connection's own credential: can be had again.
+    Issued,
+    /// On a login that the caller brought, once.
+    Registered,
 }
 
 /// One handle, and the sessions opened with it.
@@ -28,7 +38,19 @@ struct Live {
 
 impl Access {
     pub(super) fn new(principal: Principal, connection: String) -> Self {
-        Self { principal, connection, live: tokio::sync::Mutex::default() }
+        let live = tokio::sync::Mutex::default();
+        Self { principal, connection, origin: Origin::Issued, live }
+    }
+
+    /// Under a handle that was registered.
+    pub(super) fn registered(
+        app: &App,
+        principal: Principal,
+        connection: String,
+        issued: Issued,
+    ) -> Self {
+        let live = tokio::sync::Mutex::new(Some(Arc::new(Live::new(app, issued))));
+        Self { principal, connection, origin: Origin::Registered, live }
     }
 
     /// A session, under a handle that is made when there is none.
@@ -75,18 +97,11 @@ impl Access {
         if let Some(live) = slot.as_ref() {
             return Ok(Arc::clone(live));
         }
+        if self.origin == Origin::Registered {
+            return Err(Failure::handle_invalid());
+        }
         let issued = app.broker.issue(&self.connection, self.principal.subject()).await?;
-        let target = Target::door(
-            &issued.door.directory,
-            &issued.door.database,
-            &issued.door.user,
-            issued.token.expose(),
-            app.config.limits.statement_timeout,
-        );
-        let live = Arc::new(Live {
-            pool: Pool::new(target, app.config.pool),
-            held: Mutex::new(Some(issued.held)),
-        });
+        let live = Arc::new(Live::new(app, issued));
         *slot = Some(Arc::clone(&live));
         Ok(live)
     }
@@ -102,6 +117,17 @@ impl Access {
 }
 
 impl Live {
+    fn new(app: &App, issued: Issued) -> Self {
+        let target = Target::door(
+            &issued.door.directory,
+            &issued.door.database,
+            &issued.door.user,
+            issued.token.expose(),
+            app.config.limits.statement_timeout,
+        );
+        Self { pool: Pool::new(target, app.config.pool), held: Mutex::new(Some(issued.held)) }
+    }
+
     fn held(&self) -> Option<Box<dyn Held>> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner).take()
     }

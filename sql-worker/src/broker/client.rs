@@ -6,11 +6,13 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use credbroker_client::{Client, Error, Handle, IssueRequest, KeepAlive, Reason, Token};
+use credbroker_client::{
+    Client, Error, Handle, IssueRequest, KeepAlive, PacketClient, Reason, RegisterRequest, Token,
+};
 use futures_util::future::BoxFuture;
 use tokio::sync::OnceCell;
 
-use super::{Answer, Broker, Connection, Door, HandleInfo, Held, Issued};
+use super::{Answer, Broker, Connection, Door, HandleInfo, Held, Issued, Login};
 use crate::error::{Code, Failure};
 
 /// For operators, in the audit log and in lists of handles.
@@ -21,13 +23,15 @@ const PURPOSE: &str = "sql-worker";
 pub struct Remote {
     runtime_dir: Option<PathBuf>,
     client: OnceCell<Client>,
+    /// Secrets go by packet only.
+    packets: OnceCell<PacketClient>,
 }
 
 impl Remote {
     /// Will connect in `runtime_dir`, or where the client library finds the broker.
     #[must_use]
     pub fn new(runtime_dir: Option<PathBuf>) -> Self {
-        Self { runtime_dir, client: OnceCell::new() }
+        Self { runtime_dir, client: OnceCell::new(), packets: OnceCell::new() }
     }
 
     async fn client(&self) -> Result<&Client, Failure> {
@@ -39,6 +43,28 @@ impl Remote {
             }
         };
         self.client.get_or_try_init(connect).await.map_err(|error| failure(&error))
+    }
+
+    async fn packets(&self) -> Result<&PacketClient, Failure> {
+        let connect = || async {
+            let builder = Client::builder();
+            match &self.runtime_dir {
+                Some(directory) => builder.runtime_dir(directory).connect_packet().await,
+                None => builder.connect_packet().await,
+            }
+        };
+        self.packets.get_or_try_init(connect).await.map_err(|error| failure(&error))
+    }
+
+    async fn bring(
+        &self,
+        connection: &str,
+        login: Login,
+        change: impl FnOnce(RegisterRequest) -> RegisterRequest,
+    ) -> Result<Handle, Failure> {
+        let request = RegisterRequest::new(connection, login.username).purpose(PURPOSE);
+        let handle = self.packets().await?.register(change(request), login.secret).await;
+        handle.map_err(|error| failure(&error))
     }
 }
 
@@ -69,16 +95,33 @@ impl Broker for Remote {
         Box::pin(async move {
             let request = IssueRequest::new(connection).subject(subject).purpose(PURPOSE);
             let handle = self.client().await?.issue(request).await;
-            let handle = handle.map_err(|error| failure(&error))?;
-            let endpoint = handle.endpoint();
-            let door = Door {
-                directory: endpoint.door.clone(),
-                database: endpoint.database.clone(),
-                user: endpoint.user.clone(),
-            };
-            let token = Token::parse(handle.token().expose()).map_err(|error| failure(&error))?;
-            let keep_alive = handle.keep_alive();
-            Ok(Issued { held: Box::new(Kept { keep_alive, handle }), token, door })
+            keep(handle.map_err(|error| failure(&error))?)
+        })
+    }
+
+    fn register<'a>(
+        &'a self,
+        connection: &'a str,
+        login: Login,
+        subject: &'a str,
+    ) -> Answer<'a, Issued> {
+        Box::pin(async move {
+            keep(self.bring(connection, login, |request| request.subject(subject)).await?)
+        })
+    }
+
+    fn register_token<'a>(
+        &'a self,
+        connection: &'a str,
+        login: Login,
+        subject: &'a str,
+        ttl: Duration,
+    ) -> Answer<'a, (Token, HandleInfo)> {
+        Box::pin(async move {
+            let change = |request: RegisterRequest| request.subject(subject).ttl(ttl);
+            let handle = self.bring(connection, login, change).await?;
+            let info = public(handle.info());
+            Ok((handle.into_token(), info))
         })
     }
 
@@ -128,6 +171,19 @@ impl Held for Kept {
             let _ = handle.revoke().await;
         })
     }
+}
+
+/// Renews a handle for as long as the worker has it.
+fn keep(handle: Handle) -> Result<Issued, Failure> {
+    let endpoint = handle.endpoint();
+    let door = Door {
+        directory: endpoint.door.clone(),
+        database: endpoint.database.clone(),
+        user: endpoint.user.clone(),
+    };
+    let token = Token::parse(handle.token().expose()).map_err(|error| failure(&error))?;
+    let keep_alive = handle.keep_alive();
+    Ok(Issued { held: Box::new(Kept { keep_alive, handle }), token, door })
 }
 
 fn public(info: credbroker_client::HandleInfo) -> HandleInfo {

@@ -1,19 +1,16 @@
-//! `create_credential_token`: a handle on a connection's own credential, for the caller.
-//!
-//! The arguments `username` and `password` are there because models know this tool with them.
-//! They are refused: what a model is given to pass on has already leaked. They are not read
-//! beyond whether they are there, and never repeated.
+//! `create_credential_token`: a handle on a connection's own credential, for the caller; or, with
+//! `--allow-inline-secrets`, on a login that the call brings.
 
 use std::time::Duration;
 
 use schemars::JsonSchema;
-use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 
 use super::list_connections::ConnectionResult;
+use super::secrets::{InlineSecret, inline_secret};
 use super::tool::{Hints, Tool};
 use crate::app::{App, Principal};
-use crate::error::{Code, Failure};
+use crate::error::Failure;
 
 const MINUTES: std::ops::RangeInclusive<u64> = 1..=1440;
 const DEFAULT_MINUTES: u64 = 30;
@@ -27,12 +24,12 @@ pub(super) struct CreateCredentialToken;
 pub(super) struct Arguments {
     /// A name from list_connections.
     database: String,
-    /// Leave out: refused. A person stores credentials with `credbroker put NAME`.
+    /// Leave out: refused, unless the worker was started with --allow-inline-secrets. A person
+    /// stores credentials with `credbroker put NAME`.
+    username: Option<String>,
+    /// Leave out, as username. Never send a password.
     #[schemars(with = "Option<String>")]
-    username: Option<IgnoredAny>,
-    /// Leave out: refused. Never send a password.
-    #[schemars(with = "Option<String>")]
-    password: Option<IgnoredAny>,
+    password: Option<InlineSecret>,
     /// How long the token lives; 30 when left out.
     #[schemars(range(min = 1, max = 1440))]
     expiry_minutes: Option<u64>,
@@ -50,17 +47,6 @@ pub(super) struct Output {
 
 impl Arguments {
     fn ttl(&self) -> Result<Duration, Failure> {
-        if self.username.is_some() || self.password.is_some() {
-            return Err(Failure::new(
-                Code::Unsupported,
-                "usernames and passwords are not taken here, because they would pass through \
-                 the model; nothing was stored",
-            )
-            .with_hint(
-                "a person runs `credbroker put NAME` on the host; then call this again with \
-                 database alone. A password that was sent here should be changed",
-            ));
-        }
         let minutes = self.expiry_minutes.unwrap_or(DEFAULT_MINUTES);
         if !MINUTES.contains(&minutes) {
             return Err(Failure::invalid("expiry_minutes must be between 1 and 1440"));
@@ -74,15 +60,19 @@ impl Tool for CreateCredentialToken {
     const TITLE: &'static str = "Create a credential token";
     const DESCRIPTION: &'static str = "Makes a token for execute_sql on a connection's stored \
         credential. It works for this caller only, lives for expiry_minutes (30 unless given, \
-        less where the broker says so), and can be revoked. Takes no passwords.";
+        less where the broker says so), and can be revoked.";
     const HINTS: Hints = Hints::Adds;
     type Arguments = Arguments;
     type Output = Output;
 
     async fn run(app: &App, caller: &Principal, arguments: Arguments) -> Result<Output, Failure> {
-        let ttl = arguments.ttl()?;
-        let (token, expires, connection) =
-            app.create_token(caller, &arguments.database, ttl).await?;
+        let ttl = arguments.ttl();
+        let Arguments { database, username, password, .. } = arguments;
+        let login = inline_secret(app.inline_secrets(), username, password)?;
+        let (token, expires, connection) = match login {
+            None => app.create_token(caller, &database, ttl?).await?,
+            Some(login) => app.register_token(caller, &database, login, ttl?).await?,
+        };
         Ok(Output {
             success: true,
             credential_token: token.expose().to_owned(),
@@ -109,18 +99,5 @@ mod tests {
         assert_eq!(minutes(1), Ok(Duration::from_secs(60)));
         assert_eq!(minutes(1440), Ok(Duration::from_secs(86_400)));
         assert!(minutes(0).is_err() && minutes(1441).is_err() && minutes(u64::MAX).is_err());
-    }
-
-    #[test]
-    fn a_password_is_refused_and_not_repeated() {
-        for given in [
-            json!({"database": "d", "password": "hunter2"}),
-            json!({"database": "d", "username": "hunter2"}),
-            json!({"database": "d", "password": {"hunter2": ["hunter2"]}}),
-        ] {
-            let failure = ttl(given).unwrap_err();
-            let text = failure.to_json().to_string();
-            assert!(text.contains("credbroker put NAME") && !text.contains("hunter2"), "{text}");
-        }
     }
 }

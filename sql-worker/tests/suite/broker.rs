@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use credbroker_sql_worker::broker::{
-    Answer, Broker, Connection, Door, HandleInfo, Held, Issued, Token,
+    Answer, Broker, Connection, Door, HandleInfo, Held, Issued, Login, Token,
 };
 use credbroker_sql_worker::error::{Code, Failure};
 use futures_util::future::BoxFuture;
@@ -94,6 +94,25 @@ impl Broker for FakeBroker {
             let (token, info) = self.make(connection, subject, ttl)?;
             Ok((Token::parse(&token).unwrap(), info))
         })
+    }
+
+    fn register<'a>(
+        &'a self,
+        connection: &'a str,
+        _login: Login,
+        subject: &'a str,
+    ) -> Answer<'a, Issued> {
+        self.issue(connection, subject)
+    }
+
+    fn register_token<'a>(
+        &'a self,
+        connection: &'a str,
+        _login: Login,
+        subject: &'a str,
+        ttl: Duration,
+    ) -> Answer<'a, (Token, HandleInfo)> {
+        self.issue_token(connection, subject, ttl)
     }
 
     fn describe<'a>(&'a self, token: &'a Token) -> Answer<'a, HandleInfo> {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use credbroker_sql_worker::app::{App, Principal};
+use credbroker_sql_worker::broker::{Login, Secret};
 use credbroker_sql_worker::config::Config;
 use credbroker_sql_worker::mcp;
 use serde_json::{Value, json};
@@ -123,6 +124,20 @@ async fn the_tools_do_what_they_say() {
     assert_eq!(client.broker.handles.lock().unwrap().len(), 1);
     client.app.close().await;
     assert_eq!(client.broker.handles.lock().unwrap().len(), 0);
+}
+
+#[tokio::test]
+async fn a_reference_on_a_login_that_was_brought_ends_with_its_handle() {
+    let client = Client::start().await;
+    let (app, caller) = (&client.app, Principal::stdio());
+    let login = Login {
+        username: "app".into(),
+        secret: Secret::from_bytes(b"correct horse".to_vec()).unwrap(),
+    };
+    let id = app.connect_with(&caller, "main_db", login).await.unwrap();
+    assert_eq!(client.broker.handles.lock().unwrap().len(), 1);
+    app.disconnect(&caller, &id).await.unwrap();
+    assert_eq!(client.broker.handles.lock().unwrap().len(), 0, "and none was asked for again");
 }
 
 #[tokio::test]

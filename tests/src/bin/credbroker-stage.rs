@@ -1,6 +1,6 @@
-//! A stage for foreign programs: a private PostgreSQL, a database, and a broker with two
+//! A stage for foreign programs: a private PostgreSQL, a database, and a broker with three
 //! connections to it. Prints where all of it is, as lines for a shell, and keeps it until standard
-//! input ends. Started by `tests/clients.sh`.
+//! input ends. Started by `tests/clients.sh` and `tests/entry-page.sh`.
 #![allow(clippy::print_stdout, reason = "what it prints is what it is started for")]
 
 use std::io::{self, Read as _};
@@ -24,7 +24,8 @@ fn main() -> io::Result<()> {
     Ok(())
 }
 
-/// `main_db` is opened with a handle, `ambient_db` is the same database without one.
+/// `main_db` is opened with a handle, `ambient_db` is the same database without one, and
+/// `stored_db` is it too, as soon as somebody stores its credential.
 fn setup(database: &Database) -> Setup {
     let client = Identity::client();
     let others = format!("{}_*", database.name());
@@ -32,10 +33,14 @@ fn setup(database: &Database) -> Setup {
     Setup::new()
         .connection("main_db", database, Via::Tls)
         .connection("ambient_db", database, Via::Tls)
+        .stored_connection("stored_db", database)
         .set("connections.main_db.databases", databases)
         .set("connections.ambient_db.databases", databases)
         .set("limits.rate_per_second", 2000)
-        .grant(Grant::to(&client, &["issue", "open"], &["main_db"]).with("name", "client"))
+        .grant(
+            Grant::to(&client, &["issue", "open"], &["main_db", "stored_db"])
+                .with("name", "client"),
+        )
         .grant(Grant::to(&client, &["ambient"], &["ambient_db"]).with("name", "ambient"))
 }
 

@@ -12,6 +12,7 @@ use tokio::runtime;
 use crate::audit::Audit;
 use crate::completions::Completions;
 use crate::delete::Delete;
+use crate::entry::Entry;
 use crate::exec::Exec;
 use crate::explain::Explain;
 use crate::failure::{Exit, Failure};
@@ -63,6 +64,7 @@ pub(crate) enum Command {
     Status,
     Show(Show),
     Put(Put),
+    Entry(Entry),
     Delete(Delete),
     Validate(Validate),
     Suspend(Suspend),
@@ -95,12 +97,16 @@ impl Global {
         self.builder().connect_admin_packet().await
     }
 
+    pub(crate) async fn connect_admin(&self) -> Result<AdminClient, Error> {
+        self.builder().connect_admin().await
+    }
+
     /// Connects as an operator and runs `work`.
     pub(crate) fn with_admin<T, F>(&self, work: impl FnOnce(AdminClient) -> F) -> Result<T, Failure>
     where
         F: Future<Output = Result<T, Failure>>,
     {
-        block_on(async { work(self.builder().connect_admin().await?).await })
+        block_on(async { work(self.connect_admin().await?).await })
     }
 
     /// Connects, runs `work`, and waits until whatever it dropped is revoked.

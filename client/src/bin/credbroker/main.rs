@@ -2,23 +2,24 @@
 //! login from their environment.
 //!
 //! What it is not: privileged. It speaks to the broker's sockets like any other client, and
-//! sees no credential but one that an operator types into `put`.
+//! sees no credential but one that an operator types into `put` or `entry`.
 //!
 //! | module | what it has |
 //! | --- | --- |
 //! | `args` | the options that all commands share, and what a command line must not hold |
 //! | `exec`, `handle`, `whoami`, `list`, `completions` | one command each, for everybody |
-//! | `put`, `show`, `delete`, `validate` | one command each, for operators: a connection |
+//! | `put`, `entry`, `show`, `delete`, `validate` | one command each, for operators: a connection |
 //! | `status`, `sessions`, `suspend`, `resume`, `explain`, `audit`, `reload` | and the broker |
 //! | `prompt` | asks for a secret on the terminal, without echo |
 //! | `output` | tables for people, one JSON document for programs |
 //! | `failure` | every way to fail, with its exit code |
-//! | `sys` | the unsafe code |
+//! | `sys`, `zeroing` | the unsafe code |
 
 mod args;
 mod audit;
 mod completions;
 mod delete;
+mod entry;
 mod exec;
 mod explain;
 mod failure;
@@ -36,6 +37,7 @@ mod suspend;
 mod sys;
 mod validate;
 mod whoami;
+mod zeroing;
 
 use std::env;
 use std::process::ExitCode;
@@ -45,6 +47,10 @@ use clap::Parser as _;
 use crate::args::{Cli, Command};
 use crate::failure::Exit;
 use crate::output::Output;
+use crate::zeroing::ZeroOnFree;
+
+#[global_allocator]
+static ALLOCATOR: ZeroOnFree = ZeroOnFree;
 
 fn main() -> ExitCode {
     if let Err(failure) = args::refuse_tokens(env::args_os().skip(1)) {
@@ -63,6 +69,7 @@ fn main() -> ExitCode {
         Command::Status => status::run(&cli.global),
         Command::Show(command) => show::run(&command, &cli.global),
         Command::Put(command) => put::run(&command, &cli.global),
+        Command::Entry(command) => entry::run(&command, &cli.global),
         Command::Delete(command) => delete::run(&command, &cli.global),
         Command::Validate(command) => validate::run(&command, &cli.global),
         Command::Suspend(command) => suspend::run(command, &cli.global),

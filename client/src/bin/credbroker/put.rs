@@ -18,7 +18,7 @@ use serde::Serialize;
 
 use crate::args::{self, Global};
 use crate::failure::{Exit, Failure};
-use crate::output::pairs;
+use crate::output::{Output, pairs};
 use crate::{prompt, show};
 
 const STANDARD_INPUT: &str = "-";
@@ -80,17 +80,28 @@ pub(crate) fn run(command: &Put, global: &Global) -> Result<ExitCode, Failure> {
         let secret = command.secret()?;
         Ok(client.put(command.request(), secret).await?)
     })?;
+    report(&command.name, command.grace, &stored, global.output)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Tells what was stored, and what became of the version before.
+pub(crate) fn report(
+    connection: &str,
+    grace: Option<Duration>,
+    stored: &Stored,
+    output: Output,
+) -> Result<(), Failure> {
     let view = View {
-        connection: &command.name,
+        connection,
         version: stored.version,
         persistent: stored.persistent,
         sessions_to_cut: stored.sessions_to_cut,
     };
-    global.output.print(&view, || command.text(&stored))?;
+    output.print(&view, || text(connection, grace, stored))?;
     if !stored.persistent {
-        global.output.warn("kept in the broker's memory only: put it again when it has restarted");
+        output.warn("kept in the broker's memory only: put it again when it has restarted");
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(())
 }
 
 impl Put {
@@ -139,21 +150,21 @@ impl Put {
             }
         }
     }
+}
 
-    fn text(&self, stored: &Stored) -> String {
-        let cut = stored.sessions_to_cut;
-        let when = match self.grace {
-            Some(grace) if grace.is_zero() => "now".into(),
-            Some(grace) => format!("within {}", humantime::format_duration(grace)),
-            None => "after the grace of the connection".into(),
-        };
-        pairs(&[
-            ("stored", self.name.clone()),
-            ("version", stored.version.to_string()),
-            ("kept", show::kept(stored.persistent).into()),
-            ("sessions cut", if cut == 0 { "0".into() } else { format!("{cut}, {when}") }),
-        ])
-    }
+fn text(connection: &str, grace: Option<Duration>, stored: &Stored) -> String {
+    let cut = stored.sessions_to_cut;
+    let when = match grace {
+        Some(grace) if grace.is_zero() => "now".into(),
+        Some(grace) => format!("within {}", humantime::format_duration(grace)),
+        None => "after the grace of the connection".into(),
+    };
+    pairs(&[
+        ("stored", connection.to_owned()),
+        ("version", stored.version.to_string()),
+        ("kept", show::kept(stored.persistent).into()),
+        ("sessions cut", if cut == 0 { "0".into() } else { format!("{cut}, {when}") }),
+    ])
 }
 
 fn parse_when(text: &str) -> Result<SystemTime, String> {
