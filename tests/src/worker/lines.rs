@@ -19,6 +19,8 @@ pub struct Lines {
     /// Closing it is what the worker notices.
     input: Option<Box<dyn Write + Send>>,
     answers: Receiver<String>,
+    /// What came while something else was waited for.
+    passed: Vec<Value>,
     era: Era,
     transcript: File,
     transcript_path: PathBuf,
@@ -58,6 +60,7 @@ impl Lines {
         let mut lines = Self {
             input: Some(Box::new(input)),
             answers,
+            passed: Vec::new(),
             era,
             transcript,
             transcript_path,
@@ -105,7 +108,7 @@ impl Lines {
         self.send_request("tools/call", &json!({ "name": tool, "arguments": arguments }))
     }
 
-    /// Waits for the answer to a request. What else comes meanwhile is passed over.
+    /// Waits for the answer to a request. What else comes meanwhile is kept.
     ///
     /// # Panics
     /// When it does not come in time.
@@ -113,11 +116,14 @@ impl Lines {
         self.until(|message| message["id"].as_u64() == Some(id))
     }
 
-    /// Waits for a message.
+    /// Waits for a message, among those that came already first.
     ///
     /// # Panics
     /// When it does not come in time.
     pub fn until(&mut self, mut wanted: impl FnMut(&Value) -> bool) -> Value {
+        if let Some(at) = self.passed.iter().position(&mut wanted) {
+            return self.passed.remove(at);
+        }
         let deadline = Instant::now() + ANSWER_LIMIT;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -130,6 +136,7 @@ impl Lines {
             if wanted(&message) {
                 return message;
             }
+            self.passed.push(message);
         }
     }
 

@@ -43,8 +43,9 @@ impl Served {
         let config = format!("{config}\n[unix]\ngroup = \"{group}\"\n");
         let choice = ["--unix", socket.to_str().expect("an ASCII path")];
         let (process, log) = start(broker, identity, &directory, choice, &config);
-        until(PATIENCE, || socket.exists().then_some(()))
-            .unwrap_or_else(|| panic!("no socket:\n{}", process.stderr()));
+        // The file is there a moment before the group may connect.
+        until(PATIENCE, || process.stderr().contains("serving MCP").then_some(()))
+            .unwrap_or_else(|| panic!("it does not serve:\n{}", process.stderr()));
         Self { process, at: At::Unix(socket), log }
     }
 

@@ -25,11 +25,12 @@ fn lines(lines: &mut Lines) -> impl FnMut(&str, &Value) -> Vec<Value> {
     |method, parameters| {
         let id = lines.send_request(method, parameters);
         let mut seen = Vec::new();
-        lines.until(|message| {
-            seen.push(message.clone());
-            message["id"].as_u64() == Some(id)
-        });
-        seen
+        loop {
+            seen.push(lines.until(|_| true));
+            if seen.last().is_some_and(|message| message["id"].as_u64() == Some(id)) {
+                return seen;
+            }
+        }
     }
 }
 
