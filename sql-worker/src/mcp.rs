@@ -62,11 +62,11 @@ pub async fn serve<R, W>(
     W: AsyncWrite + Send + Unpin + 'static,
 {
     let ended = stop.child_token();
-    let lines = Lines::new(input, output, ended.clone(), patience);
+    let (lines, writing) = Lines::new(input, output, ended.clone(), patience);
     let server = Server::new(app, caller, ended.clone());
     // rmcp watches `stop` itself. It is not told of the end of input, so that it answers what
     // it has already read.
-    let serving = async {
+    let speaking = async {
         match serve_server_with_ct(server, lines, stop.child_token()).await {
             Ok(running) => {
                 let _reason = running.waiting().await;
@@ -75,9 +75,11 @@ pub async fn serve<R, W>(
             Err(_handshake) => tracing::info!("the client left before the handshake was done"),
         }
     };
+    // It holds all that there is to say: the last of it is written when rmcp is done.
+    let serving = async { tokio::join!(speaking, writing) };
     tokio::pin!(serving);
     tokio::select! {
-        () = &mut serving => return,
+        ((), ()) = &mut serving => return,
         () = ended.cancelled() => {}
     }
     if timeout(DRAIN, serving).await.is_err() {

@@ -14,7 +14,6 @@ use rmcp::{ErrorData, RoleServer};
 use serde_json::error::Category;
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncWrite, AsyncWriteExt as _, BufReader};
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
@@ -33,7 +32,6 @@ pub(in crate::mcp) struct Lines<R> {
     skipping: bool,
     /// Absent once closed.
     queue: Option<mpsc::Sender<Vec<u8>>>,
-    writer: JoinSet<()>,
     ended: CancellationToken,
 }
 
@@ -45,22 +43,22 @@ enum Read {
 }
 
 impl<R: AsyncRead + Send + Unpin> Lines<R> {
-    /// Fires `ended` when nothing more comes, or nothing more can be sent: the peer must take
-    /// each line within `patience`, if there is one.
+    /// The connection, and what writes to it: that must be polled, and is done when all is
+    /// written after the connection was dropped. `ended` fires when nothing more comes, or
+    /// nothing more can be sent: the peer must take each line within `patience`, if there is one.
     pub(in crate::mcp) fn new<W>(
         input: R,
         output: W,
         ended: CancellationToken,
         patience: Option<Duration>,
-    ) -> Self
+    ) -> (Self, impl Future<Output = ()> + Send)
     where
-        W: AsyncWrite + Send + Unpin + 'static,
+        W: AsyncWrite + Send + Unpin,
     {
         let (queue, lines) = mpsc::channel(QUEUE);
-        let mut writer = JoinSet::new();
-        writer.spawn(write(output, lines, ended.clone(), patience));
+        let writer = write(output, lines, ended.clone(), patience);
         let input = BufReader::new(input);
-        Self { input, line: Vec::new(), skipping: false, queue: Some(queue), writer, ended }
+        (Self { input, line: Vec::new(), skipping: false, queue: Some(queue), ended }, writer)
     }
 
     /// Cancel safe: what was read of a line is kept.
@@ -139,8 +137,6 @@ impl<R: AsyncRead + Send + Unpin + 'static> Transport<RoleServer> for Lines<R> {
 
     async fn close(&mut self) -> io::Result<()> {
         self.queue = None;
-        // Whoever closes decides how long this may take.
-        while self.writer.join_next().await.is_some() {}
         Ok(())
     }
 }
@@ -206,13 +202,17 @@ mod tests {
         to: DuplexStream,
         from: DuplexStream,
         ended: CancellationToken,
+        writer: tokio::task::JoinSet<()>,
     }
 
     fn lines(room: usize) -> (Lines<DuplexStream>, Peer) {
         let (to, input) = tokio::io::duplex(1 << 20);
         let (output, from) = tokio::io::duplex(room);
         let ended = CancellationToken::new();
-        (Lines::new(input, output, ended.clone(), None), Peer { to, from, ended })
+        let (lines, writing) = Lines::new(input, output, ended.clone(), None);
+        let mut writer = tokio::task::JoinSet::new();
+        writer.spawn(writing);
+        (lines, Peer { to, from, ended, writer })
     }
 
     #[tokio::test]
@@ -228,7 +228,8 @@ mod tests {
         };
         let (message, ()) = tokio::join!(lines.receive(), sending);
         assert!(matches!(message, Some(ClientJsonRpcMessage::Request(_))));
-        lines.close().await.unwrap();
+        drop(lines);
+        peer.writer.join_next().await.unwrap().unwrap();
         let mut answers = String::new();
         peer.from.read_to_string(&mut answers).await.unwrap();
         let codes: Vec<i64> = answers
