@@ -24,8 +24,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rmcp::model::{
-    CacheScope, CallToolRequestParams, CallToolResponse, Implementation, ListToolsResult,
-    PaginatedRequestParams, ServerCapabilities, ServerConfig,
+    CacheScope, CallToolRequestParams, CallToolResponse, GetPromptRequestParams, GetPromptResponse,
+    Implementation, ListToolsResult, PaginatedRequestParams, ServerCapabilities, ServerConfig,
 };
 use rmcp::service::{RequestContext, serve_server_with_ct};
 use rmcp::{ErrorData, RoleServer, ServerHandler};
@@ -117,7 +117,9 @@ impl Server {
 impl ServerHandler for Server {
     fn get_info(&self) -> ServerConfig {
         let own = Implementation::new(NAME, env!("CARGO_PKG_VERSION")).with_title(TITLE);
-        ServerConfig::new(ServerCapabilities::builder().enable_tools().build())
+        // There are no prompts, and that is said where the list is asked for: clients of either
+        // era ask without looking at what was declared.
+        ServerConfig::new(ServerCapabilities::builder().enable_tools().enable_prompts().build())
             .with_server_info(own)
             .with_instructions(INSTRUCTIONS)
     }
@@ -134,6 +136,14 @@ impl ServerHandler for Server {
             result.cache_scope = Some(CacheScope::Public);
         }
         Ok(result)
+    }
+
+    async fn get_prompt(
+        &self,
+        _request: GetPromptRequestParams,
+        _context: RequestContext<RoleServer>,
+    ) -> Result<GetPromptResponse, ErrorData> {
+        Err(ErrorData::invalid_params("unknown prompt", None))
     }
 
     async fn call_tool(

@@ -71,9 +71,11 @@ fn both_eras_say_who_serves_on_every_transport() {
             (&json!(3_600_000), &json!("public"))
         );
         assert_eq!(answer(ask, "ping", &json!({}))["error"]["code"], -32601);
-        let prompts = answer(ask, "prompts/list", &json!({}));
-        let declared = found["capabilities"].get("prompts").is_some();
-        assert_eq!(prompts.get("result").is_some(), declared || prompts["error"].is_null());
+        // What is served is declared, and what is declared is served.
+        assert!(found["capabilities"]["prompts"].is_object(), "{found}");
+        assert_eq!(answer(ask, "prompts/list", &json!({}))["result"]["prompts"], json!([]));
+        let unknown = answer(ask, "prompts/get", &json!({ "name": "none" }));
+        assert_eq!(unknown["error"]["code"], -32602, "{unknown}");
     });
     everywhere(Era::Legacy, &broker, |ask| {
         assert_eq!(answer(ask, "ping", &json!({}))["result"], json!({}));
