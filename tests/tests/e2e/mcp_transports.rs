@@ -247,6 +247,38 @@ fn a_slow_or_silent_http_client_holds_up_nobody() {
     assert!(said.is_empty() || said.starts_with("HTTP/1.1 4"), "{said}");
 }
 
+/// Requests whose bodies do not come are in the works like any other.
+#[test]
+fn one_bearer_cannot_take_the_turns_of_another() {
+    let database = Server::shared().database();
+    let broker = Broker::usual(&database);
+    let served = Served::http(&broker, &Identity::worker(), &["alice", "bob"], "");
+    let alice = served.client(Era::Stateless, "alice");
+    let head = format!(
+        "POST /mcp HTTP/1.1\r\nHost: {}\r\nAuthorization: Bearer {}\r\nContent-Length: 9\r\n\r\n",
+        alice.address, alice.bearer
+    );
+    let held: Vec<TcpStream> = (0..128)
+        .map(|_| {
+            let mut stream = TcpStream::connect(alice.address).expect("the worker listens");
+            stream.write_all(head.as_bytes()).expect("it takes bytes");
+            stream
+        })
+        .collect();
+    assert_eventually!(
+        alice.send("GET", &alice.headers(), "").response().status == 503,
+        "all of alice's turns are taken"
+    );
+    let mut bob = served.client(Era::Stateless, "bob");
+    assert!(!bob.call("list_connections", &json!({})).is_error);
+    drop(held);
+    let mut alice = alice;
+    assert_eventually!(
+        alice.start("tools/list", &json!({})).response().status == 200,
+        "those who left make room"
+    );
+}
+
 #[test]
 fn a_unix_socket_is_for_its_group_and_bounded_for_each_user() {
     if !several_or_say("a socket lets in its group alone") {

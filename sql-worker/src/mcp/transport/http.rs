@@ -8,6 +8,7 @@
 mod bearer;
 mod gate;
 mod sessions;
+mod turns;
 
 use std::convert::Infallible;
 use std::io;
@@ -16,7 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{AUTHORIZATION, CONTENT_TYPE, WWW_AUTHENTICATE};
+use http::header::{AUTHORIZATION, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
@@ -35,6 +36,7 @@ use tokio_util::task::TaskTracker;
 
 use self::bearer::Bearers;
 use self::sessions::Sessions;
+use self::turns::Turns;
 use super::lines::{refusal, too_long};
 use super::{EXHAUSTED_PAUSE, MAX_MESSAGE, is_exhausted};
 use crate::app::App;
@@ -127,7 +129,8 @@ impl Listener {
             let sessions = Sessions::new(self.session_idle, tasks.clone());
             let service =
                 move || Ok(Server::new(Arc::clone(&app), principal.clone(), stop.child_token()));
-            Service::new(service, Arc::new(sessions), protocol(streams.clone()))
+            let protocol = protocol(streams.clone());
+            (Service::new(service, Arc::new(sessions), protocol), Turns::default())
         });
         let door = Arc::new(Door { port: self.address.port(), services });
         let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
@@ -182,7 +185,7 @@ async fn accept(
 /// Lets requests through to the service of whoever they are from.
 struct Door {
     port: u16,
-    services: bearer::Keyed<Service>,
+    services: bearer::Keyed<(Service, Turns)>,
 }
 
 impl Door {
@@ -219,12 +222,18 @@ impl Door {
             return text(StatusCode::NOT_FOUND, "MCP is served at /mcp");
         }
         // Who sends none and who sends a wrong one hear the same.
-        let Some(service) = self.services.find(request.headers()) else {
+        let Some((service, turns)) = self.services.find(request.headers()) else {
             let mut answer = text(
                 StatusCode::UNAUTHORIZED,
                 "a valid bearer token is needed: send the header \"Authorization: Bearer TOKEN\"",
             );
             answer.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            return answer;
+        };
+        let Some(turn) = turns.take() else {
+            let mut answer =
+                text(StatusCode::SERVICE_UNAVAILABLE, "too many requests of this bearer at once");
+            answer.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
             return answer;
         };
         let (mut head, body) = request.into_parts();
@@ -237,7 +246,8 @@ impl Door {
         } else {
             Bytes::new()
         };
-        service.handle(Request::from_parts(head, Full::new(body))).await
+        let answer = service.handle(Request::from_parts(head, Full::new(body))).await;
+        answer.map(|body| turn.until_the_end_of(body).boxed())
     }
 }
 
