@@ -5,13 +5,15 @@
 //! another handle.
 
 mod access;
+mod principal;
+mod rate;
 mod references;
 mod tokens;
 
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use futures_util::future::join_all;
 use tokio::sync::Semaphore;
@@ -19,6 +21,8 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use self::access::Access;
+pub use self::principal::{Name, Principal};
+use self::rate::Rates;
 use self::references::References;
 use self::tokens::Tokens;
 use crate::broker::{Broker, Connection, Login, Token};
@@ -28,24 +32,6 @@ use crate::sql::{Answer, Format, Lease, Limits, MAX_ROWS_CEILING, Params, Statem
 
 /// How often idle sessions are looked for.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(10);
-
-/// Who calls, as the transport knows it; also the subject of the handles made for them.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Principal(String);
-
-impl Principal {
-    /// Whoever started this process and holds its standard input.
-    #[must_use]
-    pub fn stdio() -> Self {
-        Self(format!("stdio:uid={}", rustix::process::getuid().as_raw()))
-    }
-
-    /// The name, as brokers get it.
-    #[must_use]
-    pub fn subject(&self) -> &str {
-        &self.0
-    }
-}
 
 /// Under whose right a statement runs.
 #[derive(Debug)]
@@ -76,6 +62,7 @@ pub struct App {
     broker: Arc<dyn Broker>,
     config: Config,
     calls: Semaphore,
+    rates: Rates,
     own: Mutex<HashMap<(Principal, String), Arc<Access>>>,
     tokens: Tokens,
     references: References,
@@ -87,12 +74,21 @@ impl App {
     pub fn new(broker: Arc<dyn Broker>, config: Config) -> Self {
         Self {
             calls: Semaphore::new(config.concurrency),
+            rates: Rates::new(config.calls_per_second),
             own: Mutex::default(),
             tokens: Tokens::default(),
             references: References::default(),
             broker,
             config,
         }
+    }
+
+    /// Whether the caller may make one more call now, whatever it is.
+    ///
+    /// # Errors
+    /// `LIMIT_REACHED`.
+    pub fn admit(&self, caller: &Principal) -> Result<(), Failure> {
+        self.rates.take(caller, Instant::now())
     }
 
     /// The connections that the worker may use, masked.
@@ -263,6 +259,7 @@ impl App {
                 access.sweep();
             }
             self.tokens.sweep(SystemTime::now());
+            self.rates.sweep(Instant::now());
         }
     }
 

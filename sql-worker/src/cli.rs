@@ -4,6 +4,7 @@
 
 use std::fmt::Display;
 use std::io::Write as _;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -15,10 +16,11 @@ use tokio_util::sync::CancellationToken;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::prelude::*;
 
-use crate::app::{App, Principal};
+use crate::app::App;
 use crate::broker::client::Remote;
 use crate::config::{Config, InlineSecrets};
-use crate::{mcp, shutdown};
+use crate::mcp::transport::{Choice, Transport};
+use crate::shutdown;
 
 // sysexits(3).
 const USAGE: u8 = 64;
@@ -44,9 +46,8 @@ enum Command {
 
 #[derive(Debug, Args)]
 struct Mcp {
-    /// On standard input and output.
-    #[arg(long, required = true)]
-    stdio: bool,
+    #[command(flatten)]
+    transport: TransportArguments,
     /// Takes passwords as tool arguments: insecure, for they pass through the model.
     #[arg(long)]
     allow_inline_secrets: bool,
@@ -56,6 +57,32 @@ struct Mcp {
     /// The broker's runtime directory, as it is mounted here.
     #[arg(long, value_name = "DIRECTORY")]
     runtime_dir: Option<PathBuf>,
+}
+
+/// How calls come in: exactly one.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+struct TransportArguments {
+    /// On standard input and output.
+    #[arg(long)]
+    stdio: bool,
+    /// On a Unix socket; its clients are told apart by their uid.
+    #[arg(long, value_name = "PATH")]
+    unix: Option<PathBuf>,
+    /// As streamable HTTP on a loopback address, such as 127.0.0.1:8765, path /mcp; its clients
+    /// are told apart by the bearer tokens of `[http] bearers` in the configuration.
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    http: Option<SocketAddr>,
+}
+
+impl From<TransportArguments> for Choice {
+    fn from(arguments: TransportArguments) -> Self {
+        match (arguments.unix, arguments.http) {
+            (Some(path), _) => Self::Unix(path),
+            (None, Some(address)) => Self::Http(address),
+            (None, None) => Self::Stdio,
+        }
+    }
 }
 
 /// The whole program.
@@ -86,6 +113,11 @@ pub fn main() -> ExitCode {
             &"PGOPTIONS is set, which would change every session: unset it",
         );
     }
+    // Before there are threads.
+    let transport = match Transport::bind(&arguments.transport.into(), &config) {
+        Ok(transport) => transport,
+        Err(error) => return fail(CONFIGURATION, &error),
+    };
     start_logging(config.log_level);
     if config.inline_secrets == InlineSecrets::Allowed {
         tracing::warn!(inline_secrets = "allowed", "passwords may pass through the model");
@@ -94,7 +126,7 @@ pub fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return fail(SOFTWARE, &error),
     };
-    let result = runtime.block_on(serve_stdio(config));
+    let result = runtime.block_on(serve(transport, config));
     // A thread may be blocked in a read of standard input for ever: it is left behind.
     runtime.shutdown_background();
     match result {
@@ -103,27 +135,27 @@ pub fn main() -> ExitCode {
     }
 }
 
-async fn serve_stdio(config: Config) -> std::io::Result<()> {
+async fn serve(transport: Transport, config: Config) -> std::io::Result<()> {
     let stop = CancellationToken::new();
     let broker = Remote::new(config.runtime_dir.clone());
     let app = Arc::new(App::new(Arc::new(broker), config));
-    let (input, output) = rmcp::transport::io::stdio_pipes();
     let serving = async {
-        mcp::serve(Arc::clone(&app), Principal::stdio(), input, output, stop.clone()).await;
+        let served = transport.serve(Arc::clone(&app), stop.clone()).await;
         stop.cancel();
+        served
     };
     let signals = async {
         let signalled = shutdown::signalled().await;
         stop.cancel();
         signalled
     };
-    let (signalled, (), ()) =
+    let (signalled, served, ()) =
         tokio::join!(stop.run_until_cancelled(signals), serving, app.keep(&stop));
     // Revoking returns when the sessions are dead, and so are their statements.
     if timeout(CLOSE_TIMEOUT, app.close()).await.is_err() {
         tracing::warn!("the broker did not confirm in time that the handles are revoked");
     }
-    signalled.unwrap_or(Ok(()))
+    served.and(signalled.unwrap_or(Ok(())))
 }
 
 /// JSON lines to standard error, from our own crates only: at `debug`, rmcp logs whole
@@ -166,5 +198,8 @@ mod tests {
         assert!(Cli::try_parse_from(["w", "mcp", "--allow-inline-secrets"]).is_err());
         assert!(Cli::try_parse_from(["w", "mcp", "--stdio", "--allow-inline-secrets"]).is_ok());
         assert!(Cli::try_parse_from(["w", "mcp", "--stdio", "--runtime-dir", "/x"]).is_ok());
+        assert!(Cli::try_parse_from(["w", "mcp", "--stdio", "--unix", "/x/y"]).is_err());
+        assert!(Cli::try_parse_from(["w", "mcp", "--http", "localhost"]).is_err());
+        assert!(Cli::try_parse_from(["w", "mcp", "--http", "[::1]:0"]).is_ok());
     }
 }

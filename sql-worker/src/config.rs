@@ -2,6 +2,7 @@
 //!
 //! Invariant: a [`Config`] is in range everywhere. All of it is optional, and so is the file.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read as _;
 use std::os::unix::fs::MetadataExt as _;
@@ -11,6 +12,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde::de::{self, Deserializer, Visitor};
 
+use crate::app::Name;
 use crate::sql::{Limits, MAX_ROWS_CEILING, PoolSettings};
 
 /// What the worker runs with.
@@ -24,6 +26,12 @@ pub struct Config {
     pub pool: PoolSettings,
     /// Statements at once, over all handles.
     pub concurrency: usize,
+    /// Calls a second of one principal, in the long run; twice as many at once.
+    pub calls_per_second: u32,
+    /// Who may use `--http`, and where the bearer token of each is.
+    pub bearers: BTreeMap<Name, PathBuf>,
+    /// The group that may connect to the socket of `--unix`, by name or number.
+    pub socket_group: Option<String>,
     /// What is logged.
     pub log_level: tracing::Level,
     /// Whether calls may bring passwords; from the command line only.
@@ -53,6 +61,8 @@ pub struct ConfigError {
 struct Raw {
     runtime_dir: Option<PathBuf>,
     limits: RawLimits,
+    http: RawHttp,
+    unix: RawUnix,
     log: RawLog,
 }
 
@@ -65,6 +75,19 @@ struct RawLimits {
     statement_timeout: Span,
     pool_timeout: Span,
     concurrency: usize,
+    calls_per_second: u32,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawHttp {
+    bearers: BTreeMap<String, PathBuf>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawUnix {
+    group: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -92,13 +115,14 @@ impl Default for RawLimits {
             statement_timeout: Span(Duration::from_secs(30)),
             pool_timeout: Span(Duration::from_secs(5)),
             concurrency: 16,
+            calls_per_second: 50,
         }
     }
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self::from_raw(Raw::default())
+        Self::from_raw(Raw::default(), BTreeMap::new())
     }
 }
 
@@ -134,10 +158,11 @@ impl Config {
             format!("line {line}: {}", error.message())
         })?;
         raw.limits.check()?;
-        Ok(Self::from_raw(raw))
+        let bearers = raw.http.check()?;
+        Ok(Self::from_raw(raw, bearers))
     }
 
-    fn from_raw(raw: Raw) -> Self {
+    fn from_raw(raw: Raw, bearers: BTreeMap<Name, PathBuf>) -> Self {
         let RawLimits { max_rows, max_bytes, max_cell_bytes, .. } = raw.limits;
         Self {
             runtime_dir: raw.runtime_dir,
@@ -154,6 +179,9 @@ impl Config {
             },
             concurrency: raw.limits.concurrency,
             inline_secrets: InlineSecrets::default(),
+            calls_per_second: raw.limits.calls_per_second,
+            bearers,
+            socket_group: raw.unix.group,
             log_level: match raw.log.level {
                 RawLevel::Error => tracing::Level::ERROR,
                 RawLevel::Warn => tracing::Level::WARN,
@@ -183,7 +211,33 @@ impl RawLimits {
         number("max_cell_bytes", self.max_cell_bytes.0, 64, 16 << 20)?;
         span("statement_timeout", self.statement_timeout)?;
         span("pool_timeout", self.pool_timeout)?;
-        number("concurrency", self.concurrency, 1, 1024)
+        number("concurrency", self.concurrency, 1, 1024)?;
+        if (1..=100_000).contains(&self.calls_per_second) {
+            return Ok(());
+        }
+        Err("limits.calls_per_second: it must be between 1 and 100000".to_owned())
+    }
+}
+
+/// Principals of `--http`; each costs the time of one comparison in every request.
+const MAX_BEARERS: usize = 256;
+
+impl RawHttp {
+    fn check(&self) -> Result<BTreeMap<Name, PathBuf>, String> {
+        if self.bearers.len() > MAX_BEARERS {
+            return Err(format!("http.bearers: there may be {MAX_BEARERS}"));
+        }
+        let parsed = self.bearers.iter().map(|(name, file)| {
+            let name = Name::parse(name).ok_or_else(|| {
+                "http.bearers: a name is 1 to 64 letters, digits, dots, hyphens and underscores"
+                    .to_owned()
+            })?;
+            if !file.is_absolute() {
+                return Err(format!("http.bearers.{}: the path must be absolute", name.as_str()));
+            }
+            Ok((name, file.clone()))
+        });
+        parsed.collect()
     }
 }
 
@@ -253,7 +307,8 @@ mod tests {
         let config = Config::parse(
             "runtime_dir = \"/run/x\"\n[limits]\nmax_rows = 5\nmax_bytes = \"2MiB\"\n\
              max_cell_bytes = 100\nstatement_timeout = \"1m\"\npool_timeout = \"250ms\"\n\
-             concurrency = 2\n[log]\nlevel = \"debug\"\n",
+             concurrency = 2\ncalls_per_second = 7\n[unix]\ngroup = \"app\"\n\
+             [http.bearers]\nalice = \"/etc/alice\"\n[log]\nlevel = \"debug\"\n",
         )
         .unwrap();
         assert_eq!(config.runtime_dir.as_deref(), Some(Path::new("/run/x")));
@@ -262,6 +317,9 @@ mod tests {
         assert_eq!(config.limits.statement_timeout, Duration::from_secs(60));
         assert_eq!(config.pool.wait, Duration::from_millis(250));
         assert_eq!((config.concurrency, config.log_level), (2, tracing::Level::DEBUG));
+        assert_eq!((config.calls_per_second, config.socket_group.as_deref()), (7, Some("app")));
+        let bearers: Vec<_> = config.bearers.iter().map(|(n, f)| (n.as_str(), f)).collect();
+        assert_eq!(bearers, [("alice", &PathBuf::from("/etc/alice"))]);
     }
 
     #[test]
@@ -277,6 +335,12 @@ mod tests {
             ("[limits]\nmax_bytes = \"1GB\"", "line 2: invalid value: string \"1GB\""),
             ("[log]\nlevel = \"trace\"", "line 2: unknown variant `trace`"),
             ("[limits]\npool_timeout = \"soon\"", "line 2: expected number at 0"),
+            (
+                "[limits]\ncalls_per_second = 0",
+                "limits.calls_per_second: it must be between 1 and 100000",
+            ),
+            ("[http]\nbearers = { \"a b\" = \"/x\" }", "http.bearers: a name is 1 to 64"),
+            ("[http]\nbearers = { a = \"x\" }", "http.bearers.a: the path must be absolute"),
         ];
         for (text, message) in cases {
             let error = Config::parse(text).unwrap_err();

@@ -1,7 +1,8 @@
 //! The SQL worker: an unprivileged MCP server that runs SQL through the broker's doors.
 //!
 //! It holds handles, never credentials: what it sends as a password to a door is a handle's
-//! token, and the broker logs in to the database. It opens no listener and knows no host.
+//! token, and the broker logs in to the database. It knows no database host, and listens only
+//! when it is told to: on a Unix socket, or on loopback.
 //!
 //! | module | what it is |
 //! | --- | --- |
@@ -9,10 +10,10 @@
 //! | [`config`] | the configuration file, parsed into types that cannot be wrong |
 //! | [`app`] | the verbs, and whose handle, pool and reference is whose |
 //! | [`broker`] | what the worker needs of a broker; the only user of the client library |
-//! | [`mcp`] | the MCP edge: one tool, one file |
+//! | [`mcp`] | the MCP edge: one tool, one file; [`mcp::transport`] is how calls come in |
 //! | [`sql`] | statements, parameters, results; the only user of sqlx |
 //! | [`error`] | [`error::Failure`], the one shape in which anything is refused |
-//! | [`shutdown`] | end of input and signals |
+//! | [`shutdown`] | signals |
 //!
 //! ```
 //! use credbroker_sql_worker::sql::Script;

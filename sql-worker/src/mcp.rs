@@ -2,9 +2,9 @@
 //!
 //! Invariants: the list of tools is fixed, in a fixed order, and the same for everybody; bad
 //! arguments and refusals are tool results with `isError`, only an unknown tool is a protocol
-//! error; a call ends, and its statement with it, when it is cancelled, when the input ends,
-//! and when the worker is told to stop.
+//! error; a call ends, and its statement with it, when nobody is left to get its answer.
 
+mod call;
 mod connect_named_storage;
 mod create_credential_token;
 mod disconnect;
@@ -12,18 +12,21 @@ mod execute_query;
 mod execute_sql;
 mod list_connections;
 mod params;
+mod progress;
 mod result_set;
 mod revoke_credential_token;
 mod schema;
 mod secrets;
 mod tool;
+mod trace;
+pub mod transport;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rmcp::model::{
-    CallToolRequestParams, CallToolResponse, CallToolResult, Implementation, ListToolsResult,
-    PaginatedRequestParams, ServerCapabilities, ServerConfig,
+    CacheScope, CallToolRequestParams, CallToolResponse, GetPromptRequestParams, GetPromptResponse,
+    Implementation, ListToolsResult, PaginatedRequestParams, ServerCapabilities, ServerConfig,
 };
 use rmcp::service::{RequestContext, serve_server_with_ct};
 use rmcp::{ErrorData, RoleServer, ServerHandler};
@@ -32,37 +35,40 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use self::tool::{Entry, entry};
+use self::transport::lines::Lines;
 use crate::app::{App, Principal};
-use crate::error::Failure;
-use crate::shutdown::Watched;
 
 const NAME: &str = "credbroker-sql-worker";
+const TITLE: &str = "SQL through the credential broker";
 const INSTRUCTIONS: &str = "Runs SQL on named database connections. list_connections shows \
     them; execute_sql needs nothing but a name. No tool takes or shows a password: a person \
     stores it with `credbroker put NAME`. Pass values as params ($1 or :name), one statement \
     a call; every call is a transaction of its own.";
 
+/// How long a client may keep the list of tools: it is a constant of this process.
+const LIST_TTL_MS: u64 = 3_600_000;
 /// Half of the second in which the worker promises to be gone: answers may still leave.
 const DRAIN: Duration = Duration::from_millis(500);
 
-/// Serves one client until its input ends, it is lost, or `stop` fires.
+/// Serves one client that writes and reads lines, until its input ends, it is lost, or `stop`
+/// fires. With `patience`, it is lost when it does not take an answer in that time.
 pub async fn serve<R, W>(
     app: Arc<App>,
     caller: Principal,
-    input: R,
-    output: W,
+    (input, output): (R, W),
+    patience: Option<Duration>,
     stop: CancellationToken,
 ) where
     R: AsyncRead + Send + Unpin + 'static,
     W: AsyncWrite + Send + Unpin + 'static,
 {
     let ended = stop.child_token();
-    let input = Watched::new(input, ended.clone());
-    let server = Server { app, caller, tools: tools(), ended: ended.clone() };
+    let (lines, writing) = Lines::new(input, output, ended.clone(), patience);
+    let server = Server::new(app, caller, ended.clone());
     // rmcp watches `stop` itself. It is not told of the end of input, so that it answers what
     // it has already read.
-    let serving = async {
-        match serve_server_with_ct(server, (input, output), stop.child_token()).await {
+    let speaking = async {
+        match serve_server_with_ct(server, lines, stop.child_token()).await {
             Ok(running) => {
                 let _reason = running.waiting().await;
             }
@@ -70,9 +76,11 @@ pub async fn serve<R, W>(
             Err(_handshake) => tracing::info!("the client left before the handshake was done"),
         }
     };
+    // It holds all that there is to say: the last of it is written when rmcp is done.
+    let serving = async { tokio::join!(speaking, writing) };
     tokio::pin!(serving);
     tokio::select! {
-        () = &mut serving => return,
+        ((), ()) = &mut serving => return,
         () = ended.cancelled() => {}
     }
     if timeout(DRAIN, serving).await.is_err() {
@@ -100,20 +108,43 @@ struct Server {
     ended: CancellationToken,
 }
 
+impl Server {
+    /// `ended` fires when no answer can leave any more.
+    fn new(app: Arc<App>, caller: Principal, ended: CancellationToken) -> Self {
+        Self { app, caller, tools: tools(), ended }
+    }
+}
+
 impl ServerHandler for Server {
     fn get_info(&self) -> ServerConfig {
-        ServerConfig::new(ServerCapabilities::builder().enable_tools().build())
-            .with_server_info(Implementation::new(NAME, env!("CARGO_PKG_VERSION")))
+        let own = Implementation::new(NAME, env!("CARGO_PKG_VERSION")).with_title(TITLE);
+        // There are no prompts, and that is said where the list is asked for: clients of either
+        // era ask without looking at what was declared.
+        ServerConfig::new(ServerCapabilities::builder().enable_tools().enable_prompts().build())
+            .with_server_info(own)
             .with_instructions(INSTRUCTIONS)
     }
 
     async fn list_tools(
         &self,
         _page: Option<PaginatedRequestParams>,
-        _context: RequestContext<RoleServer>,
+        context: RequestContext<RoleServer>,
     ) -> Result<ListToolsResult, ErrorData> {
         let tools = self.tools.iter().map(|entry| entry.definition.clone()).collect();
-        Ok(ListToolsResult { tools, ..ListToolsResult::default() })
+        let mut result = ListToolsResult { tools, ..ListToolsResult::default() };
+        if context.protocol_version().is_some_and(|version| !version.has_initialize()) {
+            result.ttl_ms = Some(LIST_TTL_MS);
+            result.cache_scope = Some(CacheScope::Public);
+        }
+        Ok(result)
+    }
+
+    async fn get_prompt(
+        &self,
+        _request: GetPromptRequestParams,
+        _context: RequestContext<RoleServer>,
+    ) -> Result<GetPromptResponse, ErrorData> {
+        Err(ErrorData::invalid_params("unknown prompt", None))
     }
 
     async fn call_tool(
@@ -124,21 +155,8 @@ impl ServerHandler for Server {
         let entry = self.tools.iter().find(|entry| entry.definition.name == request.name);
         let entry = entry.ok_or_else(|| ErrorData::invalid_params("unknown tool", None))?;
         let arguments = request.arguments.unwrap_or_default();
-        let started = Instant::now();
-        let outcome = tokio::select! {
-            biased;
-            () = context.ct.cancelled() => Err(Failure::cancelled()),
-            () = self.ended.cancelled() => Err(Failure::cancelled()),
-            outcome = (entry.call)(&self.app, &self.caller, arguments) => outcome,
-        };
-        let code = outcome.as_ref().map_or_else(|failure| failure.code().as_str(), |_| "OK");
-        let elapsed_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
-        tracing::info!(tool = %entry.definition.name, code, elapsed_ms, "call");
-        Ok(match outcome {
-            Ok(output) => CallToolResult::structured(output),
-            Err(failure) => CallToolResult::structured_error(failure.to_json()),
-        }
-        .into())
+        let Self { app, caller, ended, .. } = self;
+        Ok(call::answer(app, caller, entry, arguments, &context, ended).await.into())
     }
 }
 

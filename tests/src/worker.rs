@@ -1,33 +1,73 @@
-//! An MCP client on the standard streams of the real SQL worker: JSON-RPC, one message a line.
+//! MCP clients of the real SQL worker, in both eras of the protocol, over each transport.
 
-use std::fs::{self, File};
-use std::io::{BufRead as _, BufReader, Write as _};
-use std::path::{Path, PathBuf};
-use std::process::{ChildStdin, Command, Stdio};
-use std::sync::mpsc::{self, Receiver};
-use std::thread;
-use std::time::{Duration, Instant};
+pub mod http;
+pub mod lines;
+pub mod served;
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::net::Shutdown;
+use std::ops::{Deref, DerefMut};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
 
+use self::lines::Lines;
 use crate::binaries;
 use crate::broker::Broker;
 use crate::identity::Identity;
 use crate::process::Process;
 
-/// The era of the protocol that begins with `initialize`.
-const PROTOCOL_VERSION: &str = "2025-11-25";
-const ANSWER_LIMIT: Duration = Duration::from_secs(60);
+/// How a client speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Era {
+    /// 2025-11-25: `initialize` first.
+    Legacy,
+    /// 2026-07-28: every request says by itself who asks.
+    Stateless,
+}
 
-/// A running worker that has been greeted.
-#[derive(Debug)]
-pub struct Worker {
-    process: Process,
-    input: Option<ChildStdin>,
-    answers: Receiver<String>,
-    transcript: File,
-    transcript_path: PathBuf,
-    next_id: u64,
+impl Era {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Legacy, Self::Stateless];
+
+    /// The revision of the protocol.
+    #[must_use]
+    pub fn version(self) -> &'static str {
+        match self {
+            Self::Legacy => "2025-11-25",
+            Self::Stateless => "2026-07-28",
+        }
+    }
+
+    /// A request's parameters with what the era wants in `_meta`.
+    #[must_use]
+    pub fn parameters(self, parameters: &Value) -> Value {
+        let mut parameters = parameters.clone();
+        if self == Self::Stateless {
+            let prefix = "io.modelcontextprotocol";
+            let meta = &mut parameters["_meta"];
+            meta[format!("{prefix}/protocolVersion")] = self.version().into();
+            meta[format!("{prefix}/clientCapabilities")] = json!({});
+            meta[format!("{prefix}/clientInfo")] = client_info();
+        }
+        parameters
+    }
+}
+
+fn client_info() -> Value {
+    json!({ "name": "credbroker-e2e", "version": env!("CARGO_PKG_VERSION") })
+}
+
+/// The parameters of `initialize`.
+fn greeting() -> Value {
+    json!({
+        "protocolVersion": Era::Legacy.version(),
+        "capabilities": {},
+        "clientInfo": client_info(),
+    })
 }
 
 /// What a tool answered.
@@ -42,11 +82,30 @@ pub struct ToolResult {
 }
 
 impl ToolResult {
+    /// The result in the answer to a call.
+    ///
+    /// # Panics
+    /// When it is a JSON-RPC error.
+    #[must_use]
+    pub fn of(tool: &str, answer: &Value) -> Self {
+        let raw = answer["result"].clone();
+        assert!(raw.is_object(), "{tool} gave no result: {answer}");
+        let is_error = raw["isError"].as_bool().unwrap_or(false);
+        Self { is_error, content: raw["structuredContent"].clone(), raw }
+    }
+
     /// A text in the structured content, by its JSON pointer (RFC 6901); empty when absent.
     #[must_use]
     pub fn text(&self, pointer: &str) -> &str {
         self.content.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
     }
+}
+
+/// A running worker that has been greeted on its standard streams.
+#[derive(Debug)]
+pub struct Worker {
+    process: Process,
+    lines: Lines,
 }
 
 impl Worker {
@@ -65,45 +124,34 @@ impl Worker {
     /// When it does not answer.
     #[must_use]
     pub fn start_with(broker: &Broker, identity: &Identity, options: &[&str]) -> Self {
+        Self::start_in(Era::Legacy, broker, identity, options)
+    }
+
+    /// As [`Worker::start_with`], in either era.
+    ///
+    /// # Panics
+    /// When it does not answer.
+    #[must_use]
+    pub fn start_in(era: Era, broker: &Broker, identity: &Identity, options: &[&str]) -> Self {
         let mut command = identity.command(binaries::sql_worker());
         command.args(["mcp", "--stdio", "--runtime-dir"]).arg(broker.runtime_dir()).args(options);
         broker.tell(&mut command);
-        Self::greet(&mut command, &broker.setup().path("logs"))
+        Self::greet(era, &mut command, &broker.setup().path("logs"))
     }
 
-    fn greet(command: &mut Command, logs: &Path) -> Self {
+    fn greet(era: Era, command: &mut Command, logs: &Path) -> Self {
         let name = format!("worker-{}", crate::canary::random_word(6));
-        let error = File::create(logs.join(format!("{name}.err"))).expect("a log file");
+        let log = logs.join(format!("{name}.err"));
         let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .stderr(error)
+            .stderr(File::create(&log).expect("a log file"))
             .spawn()
             .expect("the worker starts");
         let input = child.stdin.take().expect("stdin is a pipe");
-        let output = BufReader::new(child.stdout.take().expect("stdout is a pipe"));
-        let (sender, answers) = mpsc::channel();
-        thread::spawn(move || {
-            for line in output.lines().map_while(Result::ok) {
-                if sender.send(line).is_err() {
-                    return;
-                }
-            }
-        });
-        let transcript_path = logs.join(format!("{name}.transcript"));
-        let transcript = File::create(&transcript_path).expect("a transcript");
+        let output = child.stdout.take().expect("stdout is a pipe");
         let process = Process::adopt(&name, child, logs);
-        let mut worker =
-            Self { process, input: Some(input), answers, transcript, transcript_path, next_id: 1 };
-        let greeting = json!({
-            "protocolVersion": PROTOCOL_VERSION,
-            "capabilities": {},
-            "clientInfo": { "name": "credbroker-e2e", "version": env!("CARGO_PKG_VERSION") },
-        });
-        let answer = worker.request("initialize", &greeting);
-        assert!(answer.get("result").is_some(), "no greeting: {answer}");
-        worker.notify("notifications/initialized", &json!({}));
-        worker
+        Self { process, lines: Lines::greet(era, input, output, &log) }
     }
 
     /// The worker's process.
@@ -116,93 +164,38 @@ impl Worker {
     pub fn pid(&self) -> u32 {
         self.process.pid()
     }
+}
 
-    /// Everything that went over its standard streams so far.
-    ///
-    /// # Panics
-    /// When the file is gone.
-    #[must_use]
-    pub fn transcript(&self) -> String {
-        fs::read_to_string(&self.transcript_path).expect("the transcript is there")
+impl Deref for Worker {
+    type Target = Lines;
+
+    fn deref(&self) -> &Lines {
+        &self.lines
+    }
+}
+
+impl DerefMut for Worker {
+    fn deref_mut(&mut self) -> &mut Lines {
+        &mut self.lines
+    }
+}
+
+/// The writing half of a Unix socket; dropping it ends the connection, whoever else holds it.
+#[derive(Debug)]
+struct Hangup(UnixStream);
+
+impl Write for Hangup {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write(bytes)
     }
 
-    /// The names of the tools, in their order.
-    ///
-    /// # Panics
-    /// When the worker does not list them.
-    pub fn tools(&mut self) -> Vec<String> {
-        let answer = self.request("tools/list", &json!({}));
-        let tools = answer["result"]["tools"].as_array().expect("a list of tools").clone();
-        tools.iter().filter_map(|tool| tool["name"].as_str().map(str::to_owned)).collect()
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
     }
+}
 
-    /// Calls a tool.
-    ///
-    /// # Panics
-    /// When the worker answers with a JSON-RPC error, or not at all.
-    pub fn call(&mut self, tool: &str, arguments: &Value) -> ToolResult {
-        let id = self.start_call(tool, arguments);
-        let answer = self.answer_to(id);
-        let raw = answer["result"].clone();
-        assert!(raw.is_object(), "{tool} gave no result: {answer}");
-        let is_error = raw["isError"].as_bool().unwrap_or(false);
-        ToolResult { is_error, content: raw["structuredContent"].clone(), raw }
-    }
-
-    /// Starts a call without waiting; gives the id of its answer.
-    pub fn start_call(&mut self, tool: &str, arguments: &Value) -> u64 {
-        self.send_request("tools/call", &json!({ "name": tool, "arguments": arguments }))
-    }
-
-    /// Waits for the answer to a request. What else comes meanwhile is passed over.
-    ///
-    /// # Panics
-    /// When it does not come in time.
-    pub fn answer_to(&mut self, id: u64) -> Value {
-        let deadline = Instant::now() + ANSWER_LIMIT;
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let line = self.answers.recv_timeout(left).unwrap_or_else(|error| {
-                panic!("the worker does not answer ({error}):\n{}", self.process.stderr())
-            });
-            writeln!(self.transcript, "{line}").expect("the transcript is written");
-            let message: Value = serde_json::from_str(&line)
-                .unwrap_or_else(|error| panic!("stdout is not JSON-RPC ({error}): {line}"));
-            if message["id"].as_u64() == Some(id) {
-                return message;
-            }
-        }
-    }
-
-    /// Makes a request and waits for its answer.
-    pub fn request(&mut self, method: &str, parameters: &Value) -> Value {
-        let id = self.send_request(method, parameters);
-        self.answer_to(id)
-    }
-
-    /// Sends a notification.
-    pub fn notify(&mut self, method: &str, parameters: &Value) {
-        self.send(&json!({ "jsonrpc": "2.0", "method": method, "params": parameters }));
-    }
-
-    /// Closes the worker's standard input, as an MCP client does to end it.
-    pub fn close_input(&mut self) {
-        self.input = None;
-    }
-
-    fn send_request(&mut self, method: &str, parameters: &Value) -> u64 {
-        let id = self.next_id;
-        self.next_id += 1;
-        self.send(&json!({ "jsonrpc": "2.0", "id": id, "method": method, "params": parameters }));
-        id
-    }
-
-    fn send(&mut self, message: &Value) {
-        let line = format!("{message}\n");
-        self.transcript.write_all(line.as_bytes()).expect("the transcript is written");
-        let input = self.input.as_mut().expect("the input is still open");
-        input.write_all(line.as_bytes()).unwrap_or_else(|error| {
-            panic!("the worker takes no input ({error}):\n{}", self.process.stderr())
-        });
+impl Drop for Hangup {
+    fn drop(&mut self) {
+        let _ended = self.0.shutdown(Shutdown::Both);
     }
 }

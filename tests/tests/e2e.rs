@@ -40,6 +40,12 @@ mod inline_secrets;
 mod lifecycle;
 #[path = "e2e/login.rs"]
 mod login;
+#[path = "e2e/mcp_cancel.rs"]
+mod mcp_cancel;
+#[path = "e2e/mcp_principals.rs"]
+mod mcp_principals;
+#[path = "e2e/mcp_transports.rs"]
+mod mcp_transports;
 #[path = "e2e/memory.rs"]
 mod memory;
 #[path = "e2e/metrics.rs"]

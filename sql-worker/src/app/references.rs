@@ -80,7 +80,7 @@ mod tests {
     use super::*;
 
     fn principal(name: &str) -> Principal {
-        Principal(name.to_owned())
+        Principal::http(&crate::app::Name::parse(name).unwrap())
     }
 
     fn access(name: &str) -> Arc<Access> {

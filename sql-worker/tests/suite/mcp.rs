@@ -31,7 +31,8 @@ impl Client {
         let (to, input) = tokio::io::duplex(1 << 20);
         let (output, from) = tokio::io::duplex(1 << 20);
         let stop = CancellationToken::new();
-        let serving = mcp::serve(Arc::clone(&app), Principal::stdio(), input, output, stop.clone());
+        let serving =
+            mcp::serve(Arc::clone(&app), Principal::stdio(), (input, output), None, stop.clone());
         let mut tasks = tokio::task::JoinSet::new();
         tasks.spawn(serving);
         let serving = futures_util::FutureExt::map(async move { tasks.join_next().await }, |_| ());

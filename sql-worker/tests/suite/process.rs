@@ -67,6 +67,32 @@ fn standard_output_is_the_protocol_and_standard_error_is_json() {
     assert!(log.contains("\"tool\":\"execute_sql\""), "{log}");
 }
 
+/// As `printf … | credbroker-sql-worker mcp --stdio`: the input is over before anything ran.
+#[test]
+fn what_was_asked_before_the_end_of_input_is_answered() {
+    let prefix = "io.modelcontextprotocol";
+    let meta = json!({
+        format!("{prefix}/protocolVersion"): "2026-07-28",
+        format!("{prefix}/clientCapabilities"): {},
+        format!("{prefix}/clientInfo"): { "name": "t", "version": "0" },
+    });
+    let ask = |method: &str| {
+        let request =
+            json!({"jsonrpc": "2.0", "id": 7, "method": method, "params": {"_meta": meta}});
+        format!("{request}\n")
+    };
+    let list = "{\"jsonrpc\":\"2.0\",\"id\":7,\"method\":\"tools/list\"}\n";
+    for input in [ask("server/discover"), ask("tools/list"), format!("{HELLO}{list}")] {
+        let mut child = start();
+        child.stdin.as_mut().unwrap().write_all(input.as_bytes()).unwrap();
+        let (output, elapsed) = wait(child);
+        assert!(output.status.success() && elapsed < Duration::from_secs(2), "{elapsed:?}");
+        let answer = String::from_utf8(output.stdout).unwrap();
+        let answer: Value = serde_json::from_str(answer.lines().last().unwrap()).unwrap();
+        assert!(answer["id"] == 7 && answer["result"].is_object(), "{answer}");
+    }
+}
+
 #[test]
 fn it_ends_with_its_input_and_by_signal() {
     let (output, elapsed) = wait(start());
