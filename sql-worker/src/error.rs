@@ -43,6 +43,8 @@ pub enum Code {
     AuditUnavailable,
     /// The broker itself does not answer.
     BrokerUnreachable,
+    /// The connection or the call is read-only.
+    ReadOnly,
     /// Not offered.
     Unsupported,
     /// A fault of the worker or the broker.
@@ -73,6 +75,7 @@ impl Code {
             Self::UpstreamUntrusted => "UPSTREAM_UNTRUSTED",
             Self::AuditUnavailable => "AUDIT_UNAVAILABLE",
             Self::BrokerUnreachable => "BROKER_UNREACHABLE",
+            Self::ReadOnly => "READ_ONLY",
             Self::Unsupported => "UNSUPPORTED",
             Self::Internal => "INTERNAL",
             Self::SqlError => "SQL_ERROR",

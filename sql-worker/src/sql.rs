@@ -1,7 +1,8 @@
 //! Statements, parameters and results. sqlx lives in here only.
 //!
 //! A call is: [`Statement::parse`] (pure) → [`Pool::lease`] → [`execute`]. Invariants:
-//! statements go by the extended protocol, one at a time; rows are streamed and bounded; a
+//! statements go by the extended protocol, one at a time, each in a transaction of ours; what
+//! the [`Policy`] of a pool does not allow cannot be run on it; rows are streamed and bounded; a
 //! connection whose statement did not come to a clean end is closed, which is what ends the
 //! statement in the database, and never used again.
 
@@ -10,8 +11,12 @@ mod failure;
 mod lexer;
 mod limits;
 mod params;
+mod policy;
 mod pool;
 mod postgres;
+mod roles;
+mod statement;
+mod transaction;
 mod types;
 mod value;
 
@@ -22,8 +27,10 @@ use serde_json::Value;
 pub(crate) use limits::MAX_ROWS_CEILING;
 pub use limits::{Cut, Limits};
 pub use params::{Params, Script};
+pub use policy::{Access, Policy, Role};
 pub use pool::{Lease, Pool, PoolSettings, Target};
-pub use postgres::{Statement, execute};
+pub use postgres::execute;
+pub use statement::Statement;
 
 /// In which form rows are collected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -58,6 +65,8 @@ pub struct ResultSet {
     pub body: Body,
     /// How many rows there are in `body`.
     pub row_count: usize,
+    /// Rows that were changed, where the statement wrote; `row_count` may be less.
+    pub affected_rows: Option<u64>,
     /// Why there is less in `body` than the statement gave; `None` when all of it is there.
     pub cut: Option<Cut>,
     /// How long it took.

@@ -20,6 +20,9 @@ mod params;
 #[path = "suite/process.rs"]
 mod process;
 #[cfg(test)]
+#[path = "suite/readonly.rs"]
+mod readonly;
+#[cfg(test)]
 #[path = "suite/statements.rs"]
 mod statements;
 #[cfg(test)]

@@ -58,6 +58,11 @@ impl Access {
         self.live.try_lock().is_ok_and(|live| live.is_none())
     }
 
+    /// The name of the connection.
+    pub(super) fn connection(&self) -> &str {
+        &self.connection
+    }
+
     pub(super) fn belongs_to(&self, principal: &Principal) -> bool {
         self.principal == *principal
     }
@@ -81,8 +86,9 @@ impl Access {
             &issued.door.database,
             &issued.door.user,
             issued.token.expose(),
-            app.config.limits.statement_timeout,
-        );
+            app.config.connection(&self.connection).limits.statement_timeout,
+        )
+        .with_policy(Arc::clone(&app.config.connection(&self.connection).policy));
         let live = Arc::new(Live {
             pool: Pool::new(target, app.config.pool),
             held: Mutex::new(Some(issued.held)),

@@ -62,6 +62,7 @@ pub(super) fn of_statement(error: &sqlx::Error, values: &[Option<String>]) -> Fa
     let code = match error.code() {
         "57014" if error.message().contains("statement timeout") => Code::Timeout,
         "57014" | "57P01" | "57P02" | "57P03" => Code::Cancelled,
+        "25006" => Code::ReadOnly,
         _ => Code::SqlError,
     };
     let failure = Failure::new(code, without_values(error.message(), values))
@@ -97,6 +98,11 @@ fn hint(error: &PgDatabaseError) -> Option<Cow<'static, str>> {
         "42601" if error.message().contains("multiple commands") => {
             Some("send one statement a call")
         }
+        "25006" => Some(
+            "the call is read-only; writing takes access = \"read-write\" for this connection in \
+             the worker's configuration",
+        ),
+        "55P03" => Some("another transaction holds the lock; try again later"),
         "42P18" => Some("say which type the parameter has: CAST($1 AS integer)"),
         _ => None,
     };

@@ -150,12 +150,29 @@ impl Bound<'_> {
     /// Whether the statement may change something by what it says itself. Where this is
     /// wrong, a long result is read to its end, or a function's effects are rolled back.
     pub(super) fn may_write(&self) -> bool {
-        let is_write = |word: &str| {
-            ["insert", "update", "delete", "merge", "call", "do", "refresh", "create"]
-                .iter()
-                .any(|write| word.eq_ignore_ascii_case(write))
-        };
-        self.script.words().any(is_write)
+        self.has_word(&["insert", "update", "delete", "merge", "call", "do", "refresh", "create"])
+    }
+
+    /// Whether the first lexeme, behind brackets and empty statements, is one of `words`.
+    pub(super) fn begins_with(&self, words: &[&str]) -> bool {
+        let first = self.script.tokens.iter().find(|token| !is_filler(token));
+        first.is_some_and(|first| {
+            first.kind == Kind::Word
+                && words.iter().any(|word| first.text.eq_ignore_ascii_case(word))
+        })
+    }
+
+    /// Whether nothing is there to be run.
+    pub(super) fn is_empty(&self) -> bool {
+        self.script.tokens.iter().all(is_filler)
+    }
+
+    pub(super) fn has_second_word(&self, word: &str) -> bool {
+        self.script.words().nth(1).is_some_and(|second| second.eq_ignore_ascii_case(word))
+    }
+
+    pub(super) fn has_word(&self, words: &[&str]) -> bool {
+        self.script.words().any(|own| words.iter().any(|word| own.eq_ignore_ascii_case(word)))
     }
 
     /// Whether it is a COPY between server and client, which has no result set.
@@ -174,6 +191,11 @@ impl Bound<'_> {
         }
         position(token).and_then(|number| number.checked_sub(1))
     }
+}
+
+/// What may stand before the first word of a statement.
+fn is_filler(token: &Token<'_>) -> bool {
+    token.kind == Kind::Blank || matches!(token.text, "(" | ";")
 }
 
 fn position(token: &Token<'_>) -> Option<usize> {

@@ -4,6 +4,7 @@
 //! database infers and a column that cannot be decoded is found while nothing has run yet.
 //! Such columns are fetched as text by wrapping the statement, and the wrapped statement is
 //! described as well; a statement is executed once, and only when every column has a codec.
+//! All of it happens inside of the transaction that its mode asks for.
 
 use std::time::{Duration, Instant};
 
@@ -17,33 +18,15 @@ use tokio::time::timeout;
 
 use super::limits::{Collector, Room};
 use super::params::{Bound, to_text};
+use super::statement::{Mode, Statement, not_a_query};
+use super::transaction::Scope;
 use super::types::{self, ParamType};
 use super::value::{Codec, Malformed, Scalar};
-use super::{Answer, Column, Format, Lease, Limits, Params, ResultSet, Script, failure};
+use super::{Answer, Column, Format, Lease, Limits, ResultSet, failure};
 use crate::error::{Code, Failure};
 
 /// Text, by a name that no `search_path` changes.
 const TEXT: &str = "pg_catalog.text";
-
-/// A statement whose parameters are all there.
-#[derive(Debug)]
-pub struct Statement<'a>(Bound<'a>);
-
-impl<'a> Statement<'a> {
-    /// Matches `sql` with its parameters; pure.
-    ///
-    /// # Errors
-    /// `INVALID_REQUEST` when a parameter is missing or left over; `UNSUPPORTED` for COPY
-    /// between client and server.
-    pub fn parse(sql: &'a str, params: &Params) -> Result<Self, Failure> {
-        let bound = Script::parse(sql).bind(params)?;
-        if bound.is_client_copy() {
-            return Err(Failure::new(Code::Unsupported, "COPY between client and server")
-                .with_hint("use SELECT or INSERT"));
-        }
-        Ok(Self(bound))
-    }
-}
 
 /// Runs `statement` and takes the lease with it: back to the pool after a clean end, else
 /// closed, so that the database stops what it does. Dropping the future is how to cancel it.
@@ -58,7 +41,7 @@ pub async fn execute(
     limits: &Limits,
 ) -> Result<Answer, Failure> {
     let closed = lease.closed();
-    let work = timeout(limits.statement_timeout, run(lease, &statement.0, format, limits));
+    let work = timeout(limits.statement_timeout, run(lease, statement, format, limits));
     tokio::select! {
         biased;
         () = closed.cancelled() => Err(Failure::cancelled()),
@@ -82,23 +65,39 @@ enum After {
 
 async fn run(
     mut lease: Lease,
-    bound: &Bound<'_>,
+    statement: &Statement<'_>,
     format: Format,
     limits: &Limits,
 ) -> Result<Answer, Failure> {
     let started = Instant::now();
-    let connection = lease.connection();
-    let outcome = match Plan::make(connection, bound).await {
-        Ok(plan) => plan.fetch(connection, bound, format, limits, started).await,
+    let mode = statement.mode(lease.policy().access);
+    let mut scope = Scope::open(lease.connection(), mode)
+        .await
+        .map_err(|error| Trouble::new(&error, &[]).failure)?;
+    let outcome = match Plan::make(scope.connection(), &statement.bound).await {
+        // The server has understood it, and run nothing.
+        Ok(_) if mode == Mode::Read && !statement.is_query() => Err(not_a_query().into()),
+        Ok(plan) => plan.fetch(scope.connection(), statement, format, limits, started).await,
         Err(trouble) => Err(trouble),
     };
     match outcome {
         Ok((answer, After::Close)) => Ok(answer),
-        Ok((answer, After::Reset)) => lease.reset().await.map(|()| answer),
+        Ok((answer, After::Reset)) => match scope.finish().await {
+            Ok(()) => lease.reset().await.map(|()| answer),
+            Err(error) => {
+                let trouble = Trouble::new(&error, &[]);
+                if let After::Reset = trouble.after {
+                    let _ = lease.reset().await;
+                }
+                Err(trouble.failure)
+            }
+        },
         Err(Trouble { failure, after: After::Close }) => Err(failure),
         Err(Trouble { failure, after: After::Reset }) => {
             // The first failure is the one to tell; a session that does not reset is closed.
-            let _ = lease.reset().await;
+            if scope.roll_back().await.is_ok() {
+                let _ = lease.reset().await;
+            }
             Err(failure)
         }
     }
@@ -170,7 +169,7 @@ impl Plan {
     async fn fetch(
         &self,
         connection: &mut PgConnection,
-        bound: &Bound<'_>,
+        statement: &Statement<'_>,
         format: Format,
         limits: &Limits,
         started: Instant,
@@ -198,7 +197,7 @@ impl Plan {
                         .map_err(|_malformed| not_text())?;
                     // A statement that writes must come to its end to be committed; its rows
                     // are read and left out. A query is stopped by closing its session.
-                    if room == Room::None && !bound.may_write() {
+                    if room == Room::None && !statement.bound.may_write() {
                         after = After::Close;
                         break;
                     }
@@ -211,7 +210,9 @@ impl Plan {
         }
         let (body, row_count, cut) = collector.finish();
         let columns = self.columns.clone();
-        Ok((Answer::Rows(ResultSet { columns, body, row_count, cut, elapsed }), after))
+        let affected_rows = statement.bound.may_write().then_some(affected_rows);
+        let set = ResultSet { columns, body, row_count, affected_rows, cut, elapsed };
+        Ok((Answer::Rows(set), after))
     }
 
     fn decode(
