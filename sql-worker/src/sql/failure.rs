@@ -53,6 +53,11 @@ pub(super) fn of_statement(error: &sqlx::Error, values: &[Option<String>]) -> Fa
         return Failure::new(Code::Unsupported, "the database answered in an unexpected way")
             .with_hint("COPY between client and server is not supported; use SELECT or INSERT");
     }
+    if let sqlx::Error::ColumnDecode { .. } = error {
+        // sqlx knows no types of the category that pg_type calls internal.
+        return Failure::new(Code::Unsupported, "a column has an internal type; nothing was run")
+            .with_hint("name the columns, and cast that one (pg_node_tree, …) to text");
+    }
     let Some(error) = database(error) else {
         return Failure::new(
             Code::UpstreamUnreachable,

@@ -81,7 +81,7 @@ impl Cluster {
                 let made = unprivileged("psql")
                     .args(["-qX", "-v", "ON_ERROR_STOP=1", "-U", "postgres", "-h"])
                     .arg(cluster.door())
-                    .args(["-c", "create role app login", "-c"])
+                    .args(["-c", "create role app login createdb", "-c"])
                     .arg("alter database postgres owner to app")
                     .status();
                 assert!(made.unwrap().success(), "the role was not made");
