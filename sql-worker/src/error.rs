@@ -122,6 +122,31 @@ impl Failure {
         self
     }
 
+    /// The same failure where the server's text may hold what is not to be shown.
+    #[must_use]
+    pub fn without_message(self) -> Self {
+        match self.code {
+            Code::SqlError => Self { message: "the statement failed".into(), hint: None, ..self },
+            Code::AccessDenied
+            | Code::InvalidRequest
+            | Code::HandleInvalid
+            | Code::LimitReached
+            | Code::Suspended
+            | Code::Draining
+            | Code::UpstreamUnreachable
+            | Code::UpstreamRefused
+            | Code::UpstreamUntrusted
+            | Code::AuditUnavailable
+            | Code::BrokerUnreachable
+            | Code::ReadOnly
+            | Code::Unsupported
+            | Code::Internal
+            | Code::Timeout
+            | Code::PoolTimeout
+            | Code::Cancelled => self,
+        }
+    }
+
     /// The same failure, with the server's SQLSTATE.
     #[must_use]
     pub fn with_sqlstate(mut self, sqlstate: impl Into<String>) -> Self {

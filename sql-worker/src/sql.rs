@@ -8,13 +8,17 @@
 
 mod csv;
 mod failure;
+mod guard;
 mod lexer;
 mod limits;
 mod params;
+mod pattern;
+mod plan;
 mod policy;
 mod pool;
 mod postgres;
 mod roles;
+mod sink;
 mod statement;
 mod transaction;
 mod types;
@@ -24,12 +28,15 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+pub use guard::Guard;
 pub(crate) use limits::MAX_ROWS_CEILING;
 pub use limits::{Cut, Limits};
 pub use params::{Params, Script};
+pub use pattern::{ColumnPattern, TablePattern};
 pub use policy::{Access, Policy, Role};
 pub use pool::{Lease, Pool, PoolSettings, Target};
-pub use postgres::execute;
+pub use postgres::{execute, execute_into};
+pub use sink::{Batch, Sink, Summary};
 pub use statement::Statement;
 
 /// In which form rows are collected.
@@ -80,6 +87,8 @@ pub struct Column {
     pub name: String,
     /// PostgreSQL's name of its type: `int8`, `text[]`, ….
     pub type_name: String,
+    /// Whether its values are replaced by `[masked]`.
+    pub masked: bool,
 }
 
 /// Rows in the form that was asked for.
@@ -89,4 +98,13 @@ pub enum Body {
     Rows(Vec<Value>),
     /// A header line and one record a row.
     Csv(String),
+}
+
+impl Body {
+    fn empty(format: Format) -> Self {
+        match format {
+            Format::Json => Self::Rows(Vec::new()),
+            Format::Csv => Self::Csv(String::new()),
+        }
+    }
 }

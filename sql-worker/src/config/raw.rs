@@ -41,6 +41,8 @@ pub(super) struct RawDefaults {
 pub(super) struct RawConnection {
     pub(super) access: Option<RawAccess>,
     pub(super) allow_roles: Vec<String>,
+    pub(super) mask: Vec<String>,
+    pub(super) tables: Option<Vec<String>>,
     pub(super) limits: RawConnectionLimits,
 }
 

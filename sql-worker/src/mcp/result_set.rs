@@ -43,6 +43,9 @@ struct ColumnResult {
     name: String,
     /// PostgreSQL's name of the type.
     r#type: String,
+    /// Present where the values are not shown.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    masked: Option<bool>,
 }
 
 fn rows_schema(_generator: &mut SchemaGenerator) -> Schema {
@@ -64,8 +67,11 @@ impl From<Answer> for StatementResult {
             },
             Answer::Rows(set) => {
                 let columns = set.columns.into_iter();
-                let columns = columns
-                    .map(|column| ColumnResult { name: column.name, r#type: column.type_name });
+                let columns = columns.map(|column| ColumnResult {
+                    name: column.name,
+                    r#type: column.type_name,
+                    masked: column.masked.then_some(true),
+                });
                 let (rows, csv) = match set.body {
                     Body::Rows(rows) => (Some(rows), None),
                     Body::Csv(text) => (None, Some(text)),
@@ -99,7 +105,7 @@ mod tests {
 
     #[test]
     fn the_shapes_are_the_contracts() {
-        let columns = vec![Column { name: "a".into(), type_name: "int4".into() }];
+        let columns = vec![Column { name: "a".into(), type_name: "int4".into(), masked: false }];
         let elapsed = Duration::from_millis(3);
         let set = |body, cut| ResultSet {
             columns: columns.clone(),

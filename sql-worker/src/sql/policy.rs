@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 
+use super::guard::Guard;
 use crate::error::{Code, Failure};
 
 /// Whether statements may change anything.
@@ -95,6 +96,8 @@ pub struct Policy {
     pub access: Access,
     /// What the database role may be, of what is refused otherwise.
     pub allow_roles: BTreeSet<Role>,
+    /// What is not shown.
+    pub guard: Guard,
 }
 
 impl Policy {
@@ -142,6 +145,7 @@ mod tests {
         let allowing = |roles: &[Role], access| Policy {
             access,
             allow_roles: roles.iter().copied().collect(),
+            ..Policy::default()
         };
         let narrow = allowing(&[], Access::ReadOnly);
         assert_eq!(narrow.refuses(&[]), None);

@@ -208,8 +208,8 @@ impl Lease {
     }
 
     /// What may be done with it.
-    pub(super) fn policy(&self) -> &Policy {
-        &self.pool.target.policy
+    pub(super) fn policy(&self) -> Arc<Policy> {
+        Arc::clone(&self.pool.target.policy)
     }
 
     /// Fires when the pool is closed.

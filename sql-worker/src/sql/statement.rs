@@ -78,6 +78,21 @@ impl<'a> Statement<'a> {
         }
     }
 
+    /// Whether it tells of another statement, and holds no value of any table.
+    pub(super) fn is_explain(&self) -> bool {
+        self.bound.begins_with(&["explain"])
+    }
+
+    /// Whether it can stand in no other statement.
+    pub(super) fn is_report(&self) -> bool {
+        self.bound.begins_with(&["explain", "show"])
+    }
+
+    /// Whether it changes rows, so that it can stand in WITH only.
+    pub(super) fn is_change(&self) -> bool {
+        self.bound.begins_with(&["insert", "update", "delete", "merge"])
+    }
+
     /// Whether it begins as a statement does that only asks. An empty one does.
     pub(super) fn is_query(&self) -> bool {
         self.bound.begins_with(&QUERIES) || self.bound.is_empty()

@@ -63,6 +63,21 @@ pub(super) fn parameter(info: &PgTypeInfo) -> Result<ParamType, u32> {
     found.ok_or(oid)
 }
 
+/// The built-in type below a domain, whose values are written as that type's.
+pub(super) fn base(info: &PgTypeInfo) -> Option<String> {
+    match kind(info)? {
+        PgTypeKind::Domain(inner) => {
+            parameter(inner).ok().map(|known| known.shown).or_else(|| base(inner))
+        }
+        PgTypeKind::Array(element) => base(element).map(|name| format!("{name}[]")),
+        PgTypeKind::Simple
+        | PgTypeKind::Pseudo
+        | PgTypeKind::Composite(_)
+        | PgTypeKind::Enum(_)
+        | PgTypeKind::Range(_) => None,
+    }
+}
+
 fn scalar(info: &PgTypeInfo) -> Option<(String, Scalar)> {
     if let Some((name, scalar)) = info.oid().and_then(|oid| builtin(oid.0)) {
         return Some((name.to_owned(), scalar));
