@@ -36,6 +36,10 @@ mod hosts;
 mod lifecycle;
 #[path = "e2e/login.rs"]
 mod login;
+#[path = "e2e/mcp_hygiene.rs"]
+mod mcp_hygiene;
+#[path = "e2e/mcp_readonly.rs"]
+mod mcp_readonly;
 #[path = "e2e/memory.rs"]
 mod memory;
 #[path = "e2e/metrics.rs"]
