@@ -11,6 +11,9 @@ mod broker;
 #[path = "suite/cluster.rs"]
 mod cluster;
 #[cfg(test)]
+#[path = "suite/guard.rs"]
+mod guard;
+#[cfg(test)]
 #[path = "suite/mcp.rs"]
 mod mcp;
 #[cfg(test)]

@@ -23,7 +23,7 @@ pub const DIRECTORY_ENV: &str = "CREDBROKER_E2E_DIR";
 pub(crate) const LEASE_FILE: &str = "lease.lock";
 
 /// How the names of temporary directories begin. Short, for socket paths end at 107 bytes.
-pub const TEMPORARY: &str = "cb-";
+pub(crate) const TEMPORARY: &str = "cb-";
 
 /// The directory that tests of this build share; made on first use, 0755, so that other uids
 /// can pass through it.
