@@ -55,6 +55,8 @@ pub struct Request<'a> {
     pub max_rows: Option<usize>,
     /// How rows are wanted.
     pub format: Format,
+    /// `Some(true)`: change nothing, whatever the connection allows.
+    pub readonly: Option<bool>,
 }
 
 /// All that the worker holds.
@@ -110,8 +112,11 @@ impl App {
         source: Source<'_>,
         request: Request<'_>,
     ) -> Result<Answer, Failure> {
-        let limits = self.limits(request.max_rows)?;
-        let statement = Statement::parse(request.sql, &request.params)?;
+        let connection = self.name(caller, &source)?;
+        let connection = self.config.connection(&connection);
+        let limits = with_max_rows(connection.limits, request.max_rows)?;
+        let access = connection.policy.access.narrowed(request.readonly)?;
+        let statement = Statement::parse(request.sql, &request.params)?.with_access(access);
         let _running = timeout(self.config.pool.wait, self.calls.acquire())
             .await
             .map_err(|_elapsed| {
@@ -123,13 +128,12 @@ impl App {
         execute(lease, &statement, request.format, &limits).await
     }
 
-    fn limits(&self, max_rows: Option<usize>) -> Result<Limits, Failure> {
-        let limits = self.config.limits;
-        match max_rows {
-            None => Ok(limits),
-            Some(max_rows @ 1..=MAX_ROWS_CEILING) => Ok(Limits { max_rows, ..limits }),
-            Some(_) => Err(Failure::invalid("max_rows must be between 1 and 50000")),
-        }
+    /// The name of the connection that `source` leads to.
+    fn name(&self, caller: &Principal, source: &Source<'_>) -> Result<String, Failure> {
+        Ok(match source {
+            Source::Own(connection) | Source::Token(connection, _) => (*connection).to_owned(),
+            Source::Reference(id) => self.references.find(caller, id)?.connection().to_owned(),
+        })
     }
 
     async fn lease(&self, caller: &Principal, source: Source<'_>) -> Result<Lease, Failure> {
@@ -289,6 +293,14 @@ impl App {
 
     fn own(&self) -> MutexGuard<'_, HashMap<(Principal, String), Arc<Access>>> {
         self.own.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn with_max_rows(limits: Limits, max_rows: Option<usize>) -> Result<Limits, Failure> {
+    match max_rows {
+        None => Ok(limits),
+        Some(max_rows @ 1..=MAX_ROWS_CEILING) => Ok(Limits { max_rows, ..limits }),
+        Some(_) => Err(Failure::invalid("max_rows must be between 1 and 50000")),
     }
 }
 

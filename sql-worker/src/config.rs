@@ -2,18 +2,21 @@
 //!
 //! Invariant: a [`Config`] is in range everywhere. All of it is optional, and so is the file.
 
+mod connection;
+mod raw;
+
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
-use serde::Deserialize;
-use serde::de::{self, Deserializer, Visitor};
-
+pub use self::connection::Connection;
+use self::raw::{Raw, RawLevel, Span};
 use crate::app::Name;
-use crate::sql::{Limits, MAX_ROWS_CEILING, PoolSettings};
+use crate::sql::{Limits, Policy, PoolSettings};
 
 /// What the worker runs with.
 #[derive(Debug, Clone)]
@@ -36,6 +39,9 @@ pub struct Config {
     pub log_level: tracing::Level,
     /// Whether calls may bring passwords; from the command line only.
     pub inline_secrets: InlineSecrets,
+    connections: BTreeMap<String, Connection>,
+    /// What holds for those that are not named.
+    others: Connection,
 }
 
 /// Whether passwords are taken as tool arguments.
@@ -56,73 +62,22 @@ pub struct ConfigError {
     problem: String,
 }
 
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct Raw {
-    runtime_dir: Option<PathBuf>,
-    limits: RawLimits,
-    http: RawHttp,
-    unix: RawUnix,
-    log: RawLog,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct RawLimits {
-    max_rows: usize,
-    max_bytes: Size,
-    max_cell_bytes: Size,
-    statement_timeout: Span,
-    pool_timeout: Span,
-    concurrency: usize,
-    calls_per_second: u32,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct RawHttp {
-    bearers: BTreeMap<String, PathBuf>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct RawUnix {
-    group: Option<String>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct RawLog {
-    level: RawLevel,
-}
-
-#[derive(Debug, Default, Clone, Copy, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum RawLevel {
-    Error,
-    Warn,
-    #[default]
-    Info,
-    Debug,
-}
-
-impl Default for RawLimits {
-    fn default() -> Self {
-        Self {
-            max_rows: 1000,
-            max_bytes: Size(1 << 20),
-            max_cell_bytes: Size(64 << 10),
-            statement_timeout: Span(Duration::from_secs(30)),
-            pool_timeout: Span(Duration::from_secs(5)),
-            concurrency: 16,
-            calls_per_second: 50,
-        }
-    }
-}
-
 impl Default for Config {
     fn default() -> Self {
-        Self::from_raw(Raw::default(), BTreeMap::new())
+        let raw = Raw::default();
+        Self {
+            limits: raw.limits.limits(),
+            pool: pool(raw.limits.pool_timeout),
+            concurrency: raw.limits.concurrency,
+            calls_per_second: raw.limits.calls_per_second,
+            bearers: BTreeMap::new(),
+            socket_group: None,
+            runtime_dir: None,
+            log_level: tracing::Level::INFO,
+            inline_secrets: InlineSecrets::default(),
+            connections: BTreeMap::new(),
+            others: Connection { policy: Arc::default(), limits: raw.limits.limits() },
+        }
     }
 }
 
@@ -157,134 +112,47 @@ impl Config {
             let line = text.bytes().take(at).filter(|byte| *byte == b'\n').count() + 1;
             format!("line {line}: {}", error.message())
         })?;
-        raw.limits.check()?;
-        let bearers = raw.http.check()?;
-        Ok(Self::from_raw(raw, bearers))
+        Self::from_raw(&raw)
     }
 
-    fn from_raw(raw: Raw, bearers: BTreeMap<Name, PathBuf>) -> Self {
-        let RawLimits { max_rows, max_bytes, max_cell_bytes, .. } = raw.limits;
-        Self {
-            runtime_dir: raw.runtime_dir,
-            limits: Limits {
-                max_rows,
-                max_bytes: max_bytes.0,
-                max_cell_bytes: max_cell_bytes.0,
-                statement_timeout: raw.limits.statement_timeout.0,
-            },
-            pool: PoolSettings {
-                size: 4,
-                wait: raw.limits.pool_timeout.0,
-                idle: Duration::from_secs(60),
-            },
+    /// What is configured for the connection `name`.
+    #[must_use]
+    pub fn connection(&self, name: &str) -> &Connection {
+        self.connections.get(name).unwrap_or(&self.others)
+    }
+
+    fn from_raw(raw: &Raw) -> Result<Self, String> {
+        let limits = raw.limits.check()?;
+        let bearers = raw.http.check()?;
+        let access = raw.defaults.access;
+        let mut connections = BTreeMap::new();
+        for (name, connection) in &raw.connections {
+            connections.insert(name.clone(), Connection::parse(name, connection, access, limits)?);
+        }
+        let policy = Policy { access: access.into(), ..Policy::default() };
+        Ok(Self {
+            runtime_dir: raw.runtime_dir.clone(),
+            limits,
+            pool: pool(raw.limits.pool_timeout),
             concurrency: raw.limits.concurrency,
-            inline_secrets: InlineSecrets::default(),
             calls_per_second: raw.limits.calls_per_second,
             bearers,
-            socket_group: raw.unix.group,
+            socket_group: raw.unix.group.clone(),
+            inline_secrets: InlineSecrets::default(),
             log_level: match raw.log.level {
                 RawLevel::Error => tracing::Level::ERROR,
                 RawLevel::Warn => tracing::Level::WARN,
                 RawLevel::Info => tracing::Level::INFO,
                 RawLevel::Debug => tracing::Level::DEBUG,
             },
-        }
+            connections,
+            others: Connection { policy: Arc::new(policy), limits },
+        })
     }
 }
 
-impl RawLimits {
-    fn check(&self) -> Result<(), String> {
-        let number = |key: &str, value: usize, low: usize, high: usize| {
-            if (low..=high).contains(&value) {
-                return Ok(());
-            }
-            Err(format!("limits.{key}: {value} is not between {low} and {high}"))
-        };
-        let span = |key: &str, value: Span| {
-            if (Duration::from_millis(10)..=Duration::from_secs(3600)).contains(&value.0) {
-                return Ok(());
-            }
-            Err(format!("limits.{key}: it must be between 10ms and 1h"))
-        };
-        number("max_rows", self.max_rows, 1, MAX_ROWS_CEILING)?;
-        number("max_bytes", self.max_bytes.0, 1 << 10, 64 << 20)?;
-        number("max_cell_bytes", self.max_cell_bytes.0, 64, 16 << 20)?;
-        span("statement_timeout", self.statement_timeout)?;
-        span("pool_timeout", self.pool_timeout)?;
-        number("concurrency", self.concurrency, 1, 1024)?;
-        if (1..=100_000).contains(&self.calls_per_second) {
-            return Ok(());
-        }
-        Err("limits.calls_per_second: it must be between 1 and 100000".to_owned())
-    }
-}
-
-/// Principals of `--http`; each costs the time of one comparison in every request.
-const MAX_BEARERS: usize = 256;
-
-impl RawHttp {
-    fn check(&self) -> Result<BTreeMap<Name, PathBuf>, String> {
-        if self.bearers.len() > MAX_BEARERS {
-            return Err(format!("http.bearers: there may be {MAX_BEARERS}"));
-        }
-        let parsed = self.bearers.iter().map(|(name, file)| {
-            let name = Name::parse(name).ok_or_else(|| {
-                "http.bearers: a name is 1 to 64 letters, digits, dots, hyphens and underscores"
-                    .to_owned()
-            })?;
-            if !file.is_absolute() {
-                return Err(format!("http.bearers.{}: the path must be absolute", name.as_str()));
-            }
-            Ok((name, file.clone()))
-        });
-        parsed.collect()
-    }
-}
-
-/// Bytes: a number, or a text such as `"1MiB"`.
-#[derive(Debug, Clone, Copy)]
-struct Size(usize);
-
-/// A duration such as `"30s"`.
-#[derive(Debug, Clone, Copy)]
-struct Span(Duration);
-
-impl<'de> Deserialize<'de> for Size {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct SizeVisitor;
-        impl Visitor<'_> for SizeVisitor {
-            type Value = Size;
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("a size in bytes, or such as \"64KiB\" or \"1MiB\"")
-            }
-            fn visit_i64<E: de::Error>(self, bytes: i64) -> Result<Size, E> {
-                let wrong = |_| E::invalid_value(de::Unexpected::Signed(bytes), &self);
-                usize::try_from(bytes).map(Size).map_err(wrong)
-            }
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<Size, E> {
-                let (number, unit) = match (text.strip_suffix("KiB"), text.strip_suffix("MiB")) {
-                    (Some(number), _) => (number, 1 << 10),
-                    (_, Some(number)) => (number, 1 << 20),
-                    (None, None) => (text, 1),
-                };
-                let number = number.trim().parse::<usize>().ok();
-                number
-                    .and_then(|number| number.checked_mul(unit))
-                    .map(Size)
-                    .ok_or_else(|| E::invalid_value(de::Unexpected::Str(text), &self))
-            }
-        }
-        deserializer.deserialize_any(SizeVisitor)
-    }
-}
-
-impl<'de> Deserialize<'de> for Span {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        humantime::parse_duration(&text)
-            .map(Span)
-            .map_err(|error| de::Error::custom(format!("{error}; wanted is such as \"30s\"")))
-    }
+fn pool(wait: Span) -> PoolSettings {
+    PoolSettings { size: 4, wait: wait.0, idle: Duration::from_secs(60) }
 }
 
 #[cfg(test)]
@@ -292,6 +160,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
     use super::*;
+    use crate::sql::{Access, Role};
 
     #[test]
     fn everything_has_a_default() {
@@ -323,6 +192,31 @@ mod tests {
     }
 
     #[test]
+    fn a_connection_is_read_only_unless_it_is_said_otherwise() {
+        let config = Config::parse(
+            "[connections.app]\naccess = \"read-write\"\nallow_roles = [\"replication\"]\n\
+             [connections.app.limits]\nmax_rows = 5\n",
+        )
+        .unwrap();
+        let app = config.connection("app");
+        assert_eq!(app.policy.access, Access::ReadWrite);
+        assert!(app.policy.allow_roles.contains(&Role::Replication));
+        assert_eq!((app.limits.max_rows, app.limits.max_bytes), (5, 1 << 20));
+        let other = config.connection("other");
+        assert_eq!((other.policy.access, other.limits.max_rows), (Access::ReadOnly, 1000));
+        assert_eq!(Config::default().connection("app").policy.access, Access::ReadOnly);
+
+        let config = Config::parse(
+            "[defaults]\naccess = \"read-write\"\n[connections.a]\naccess = \"read-only\"\n\
+             [connections.b]\n",
+        )
+        .unwrap();
+        let access = |name| config.connection(name).policy.access;
+        assert_eq!(access("a"), Access::ReadOnly);
+        assert_eq!((access("b"), access("c")), (Access::ReadWrite, Access::ReadWrite));
+    }
+
+    #[test]
     fn faults_name_the_key_or_the_line() {
         let cases = [
             ("[limits]\nmax_rows = 0", "limits.max_rows: 0 is not between 1 and 50000"),
@@ -341,6 +235,18 @@ mod tests {
             ),
             ("[http]\nbearers = { \"a b\" = \"/x\" }", "http.bearers: a name is 1 to 64"),
             ("[http]\nbearers = { a = \"x\" }", "http.bearers.a: the path must be absolute"),
+            ("[defaults]\naccess = \"all\"", "line 2: unknown variant `all`"),
+            ("[connections.a]\nhost = \"x\"", "line 2: unknown field `host`"),
+            (
+                "[connections.a.limits]\nmax_rows = 0",
+                "connections.a.limits.max_rows: 0 is not between 1 and 50000",
+            ),
+            (
+                "[connections.a]\nallow_roles = [\"postgres\"]",
+                "connections.a.allow_roles: \"postgres\" is not one of superuser, \
+                 pg_execute_server_program, pg_read_server_files, pg_write_server_files, \
+                 replication, createrole",
+            ),
         ];
         for (text, message) in cases {
             let error = Config::parse(text).unwrap_err();

@@ -43,6 +43,8 @@ pub enum Code {
     AuditUnavailable,
     /// The broker itself does not answer.
     BrokerUnreachable,
+    /// The connection or the call is read-only.
+    ReadOnly,
     /// Not offered.
     Unsupported,
     /// A fault of the worker or the broker.
@@ -73,6 +75,7 @@ impl Code {
             Self::UpstreamUntrusted => "UPSTREAM_UNTRUSTED",
             Self::AuditUnavailable => "AUDIT_UNAVAILABLE",
             Self::BrokerUnreachable => "BROKER_UNREACHABLE",
+            Self::ReadOnly => "READ_ONLY",
             Self::Unsupported => "UNSUPPORTED",
             Self::Internal => "INTERNAL",
             Self::SqlError => "SQL_ERROR",
@@ -117,6 +120,31 @@ impl Failure {
     pub fn with_hint(mut self, hint: impl Into<Cow<'static, str>>) -> Self {
         self.hint = Some(hint.into());
         self
+    }
+
+    /// The same failure where the server's text may hold what is not to be shown.
+    #[must_use]
+    pub fn without_message(self) -> Self {
+        match self.code {
+            Code::SqlError => Self { message: "the statement failed".into(), hint: None, ..self },
+            Code::AccessDenied
+            | Code::InvalidRequest
+            | Code::HandleInvalid
+            | Code::LimitReached
+            | Code::Suspended
+            | Code::Draining
+            | Code::UpstreamUnreachable
+            | Code::UpstreamRefused
+            | Code::UpstreamUntrusted
+            | Code::AuditUnavailable
+            | Code::BrokerUnreachable
+            | Code::ReadOnly
+            | Code::Unsupported
+            | Code::Internal
+            | Code::Timeout
+            | Code::PoolTimeout
+            | Code::Cancelled => self,
+        }
     }
 
     /// The same failure, with the server's SQLSTATE.

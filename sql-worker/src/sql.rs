@@ -1,17 +1,26 @@
 //! Statements, parameters and results. sqlx lives in here only.
 //!
 //! A call is: [`Statement::parse`] (pure) → [`Pool::lease`] → [`execute`]. Invariants:
-//! statements go by the extended protocol, one at a time; rows are streamed and bounded; a
+//! statements go by the extended protocol, one at a time, each in a transaction of ours; what
+//! the [`Policy`] of a pool does not allow cannot be run on it; rows are streamed and bounded; a
 //! connection whose statement did not come to a clean end is closed, which is what ends the
 //! statement in the database, and never used again.
 
 mod csv;
 mod failure;
+mod guard;
 mod lexer;
 mod limits;
 mod params;
+mod pattern;
+mod plan;
+mod policy;
 mod pool;
 mod postgres;
+mod roles;
+mod sink;
+mod statement;
+mod transaction;
 mod types;
 mod value;
 
@@ -19,11 +28,16 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+pub use guard::Guard;
 pub(crate) use limits::MAX_ROWS_CEILING;
 pub use limits::{Cut, Limits};
 pub use params::{Params, Script};
+pub use pattern::{ColumnPattern, TablePattern};
+pub use policy::{Access, Policy, Role};
 pub use pool::{Lease, Pool, PoolSettings, Target};
-pub use postgres::{Statement, execute};
+pub use postgres::{execute, execute_into};
+pub use sink::{Batch, Sink, Summary};
+pub use statement::Statement;
 
 /// In which form rows are collected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -58,6 +72,8 @@ pub struct ResultSet {
     pub body: Body,
     /// How many rows there are in `body`.
     pub row_count: usize,
+    /// Rows that were changed, where the statement wrote; `row_count` may be less.
+    pub affected_rows: Option<u64>,
     /// Why there is less in `body` than the statement gave; `None` when all of it is there.
     pub cut: Option<Cut>,
     /// How long it took.
@@ -71,6 +87,8 @@ pub struct Column {
     pub name: String,
     /// PostgreSQL's name of its type: `int8`, `text[]`, ….
     pub type_name: String,
+    /// Whether its values are replaced by `[masked]`.
+    pub masked: bool,
 }
 
 /// Rows in the form that was asked for.
@@ -80,4 +98,13 @@ pub enum Body {
     Rows(Vec<Value>),
     /// A header line and one record a row.
     Csv(String),
+}
+
+impl Body {
+    fn empty(format: Format) -> Self {
+        match format {
+            Format::Json => Self::Rows(Vec::new()),
+            Format::Csv => Self::Csv(String::new()),
+        }
+    }
 }

@@ -11,6 +11,9 @@ mod broker;
 #[path = "suite/cluster.rs"]
 mod cluster;
 #[cfg(test)]
+#[path = "suite/guard.rs"]
+mod guard;
+#[cfg(test)]
 #[path = "suite/mcp.rs"]
 mod mcp;
 #[cfg(test)]
@@ -19,6 +22,9 @@ mod params;
 #[cfg(test)]
 #[path = "suite/process.rs"]
 mod process;
+#[cfg(test)]
+#[path = "suite/readonly.rs"]
+mod readonly;
 #[cfg(test)]
 #[path = "suite/statements.rs"]
 mod statements;

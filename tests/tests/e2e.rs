@@ -42,8 +42,12 @@ mod lifecycle;
 mod login;
 #[path = "e2e/mcp_cancel.rs"]
 mod mcp_cancel;
+#[path = "e2e/mcp_hygiene.rs"]
+mod mcp_hygiene;
 #[path = "e2e/mcp_principals.rs"]
 mod mcp_principals;
+#[path = "e2e/mcp_readonly.rs"]
+mod mcp_readonly;
 #[path = "e2e/mcp_transports.rs"]
 mod mcp_transports;
 #[path = "e2e/memory.rs"]

@@ -49,7 +49,7 @@ impl Access {
         connection: String,
         issued: Issued,
     ) -> Self {
-        let live = tokio::sync::Mutex::new(Some(Arc::new(Live::new(app, issued))));
+        let live = tokio::sync::Mutex::new(Some(Arc::new(Live::new(app, &connection, issued))));
         Self { principal, connection, origin: Origin::Registered, live }
     }
 
@@ -80,6 +80,11 @@ impl Access {
         self.live.try_lock().is_ok_and(|live| live.is_none())
     }
 
+    /// The name of the connection.
+    pub(super) fn connection(&self) -> &str {
+        &self.connection
+    }
+
     pub(super) fn belongs_to(&self, principal: &Principal) -> bool {
         self.principal == *principal
     }
@@ -101,7 +106,7 @@ impl Access {
             return Err(Failure::handle_invalid());
         }
         let issued = app.broker.issue(&self.connection, self.principal.subject()).await?;
-        let live = Arc::new(Live::new(app, issued));
+        let live = Arc::new(Live::new(app, &self.connection, issued));
         *slot = Some(Arc::clone(&live));
         Ok(live)
     }
@@ -117,14 +122,16 @@ impl Access {
 }
 
 impl Live {
-    fn new(app: &App, issued: Issued) -> Self {
+    fn new(app: &App, connection: &str, issued: Issued) -> Self {
+        let configured = app.config.connection(connection);
         let target = Target::door(
             &issued.door.directory,
             &issued.door.database,
             &issued.door.user,
             issued.token.expose(),
-            app.config.limits.statement_timeout,
-        );
+            configured.limits.statement_timeout,
+        )
+        .with_policy(Arc::clone(&configured.policy));
         Self { pool: Pool::new(target, app.config.pool), held: Mutex::new(Some(issued.held)) }
     }
 

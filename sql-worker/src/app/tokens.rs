@@ -4,7 +4,7 @@
 //! that is not the caller's gets one and the same answer, so that trying tells nothing.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use super::{App, Principal};
@@ -99,9 +99,11 @@ impl Tokens {
     async fn open(&self, app: &App, checked: &Checked, token: &Token) -> Result<Pool, Failure> {
         let connection = app.connection(&checked.0.connection).await?;
         let door = connection.door.ok_or_else(Failure::handle_invalid)?;
-        let timeout = app.config.limits.statement_timeout;
+        let configured = app.config.connection(&checked.0.connection);
+        let timeout = configured.limits.statement_timeout;
         let target =
-            Target::door(&door.directory, &door.database, &door.user, token.expose(), timeout);
+            Target::door(&door.directory, &door.database, &door.user, token.expose(), timeout)
+                .with_policy(Arc::clone(&configured.policy));
         let pool = Pool::new(target, app.config.pool);
         let entry = Entry { pool, expires: checked.0.expires };
         // Another call may have been faster; one pool a handle is the rule.

@@ -23,6 +23,8 @@ pub(super) struct Arguments {
     query: String,
     /// A list for $1, $2, … or an object for :name. Decimals are exact as strings.
     params: Option<ParamsArgument>,
+    /// true: change nothing, on a connection that may write too.
+    readonly: Option<bool>,
 }
 
 impl Tool for ExecuteQuery {
@@ -44,6 +46,7 @@ impl Tool for ExecuteQuery {
             params: arguments.params.into(),
             max_rows: None,
             format: Format::Json,
+            readonly: arguments.readonly,
         };
         let source = Source::Reference(&arguments.connection_id);
         app.run(caller, source, request).await.map(StatementResult::from)

@@ -31,6 +31,8 @@ pub(super) struct Arguments {
     max_rows: Option<usize>,
     /// How rows are returned; json unless csv is asked for.
     format: Option<FormatArgument>,
+    /// true: change nothing, on a connection that may write too.
+    readonly: Option<bool>,
 }
 
 /// The form of rows.
@@ -44,7 +46,8 @@ enum FormatArgument {
 impl Tool for ExecuteSql {
     const NAME: &'static str = "execute_sql";
     const TITLE: &'static str = "Run a SQL statement";
-    const DESCRIPTION: &'static str = "Runs one SQL statement, as a transaction of its own. \
+    const DESCRIPTION: &'static str = "Runs one SQL statement, as a transaction of its own; \
+        connections are read-only unless they are configured otherwise. \
         int8 and numeric values are strings, bytea is base64. When truncated is true there was \
         more: the query was stopped there, and what its functions changed is rolled back; \
         INSERT, UPDATE and DELETE still complete.";
@@ -72,6 +75,7 @@ impl Tool for ExecuteSql {
                 Some(FormatArgument::Csv) => Format::Csv,
                 Some(FormatArgument::Json) | None => Format::Json,
             },
+            readonly: arguments.readonly,
         };
         app.run(caller, source, request).await.map(StatementResult::from)
     }

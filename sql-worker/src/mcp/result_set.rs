@@ -30,7 +30,7 @@ pub(super) struct StatementResult {
     /// The limit that was met: max_rows, max_bytes or max_cell_bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
     truncated_reason: Option<&'static str>,
-    /// For statements that return no rows.
+    /// For statements that change rows.
     #[serde(skip_serializing_if = "Option::is_none")]
     affected_rows: Option<u64>,
     elapsed_ms: u64,
@@ -43,6 +43,9 @@ struct ColumnResult {
     name: String,
     /// PostgreSQL's name of the type.
     r#type: String,
+    /// Present where the values are not shown.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    masked: Option<bool>,
 }
 
 fn rows_schema(_generator: &mut SchemaGenerator) -> Schema {
@@ -64,8 +67,11 @@ impl From<Answer> for StatementResult {
             },
             Answer::Rows(set) => {
                 let columns = set.columns.into_iter();
-                let columns = columns
-                    .map(|column| ColumnResult { name: column.name, r#type: column.type_name });
+                let columns = columns.map(|column| ColumnResult {
+                    name: column.name,
+                    r#type: column.type_name,
+                    masked: column.masked.then_some(true),
+                });
                 let (rows, csv) = match set.body {
                     Body::Rows(rows) => (Some(rows), None),
                     Body::Csv(text) => (None, Some(text)),
@@ -78,7 +84,7 @@ impl From<Answer> for StatementResult {
                     row_count: Some(set.row_count),
                     truncated: Some(set.cut.is_some()),
                     truncated_reason: set.cut.map(|cut| cut.as_str()),
-                    affected_rows: None,
+                    affected_rows: set.affected_rows,
                     elapsed_ms: millis(set.elapsed),
                 }
             }
@@ -99,10 +105,16 @@ mod tests {
 
     #[test]
     fn the_shapes_are_the_contracts() {
-        let columns = vec![Column { name: "a".into(), type_name: "int4".into() }];
+        let columns = vec![Column { name: "a".into(), type_name: "int4".into(), masked: false }];
         let elapsed = Duration::from_millis(3);
-        let set =
-            |body, cut| ResultSet { columns: columns.clone(), body, row_count: 1, cut, elapsed };
+        let set = |body, cut| ResultSet {
+            columns: columns.clone(),
+            body,
+            row_count: 1,
+            affected_rows: None,
+            cut,
+            elapsed,
+        };
         let to_json = |answer| serde_json::to_value(StatementResult::from(answer)).unwrap();
         assert_eq!(
             to_json(Answer::Rows(set(Body::Rows(vec![json!([1])]), Some(Cut::Rows)))),

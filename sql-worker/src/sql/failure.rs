@@ -53,6 +53,11 @@ pub(super) fn of_statement(error: &sqlx::Error, values: &[Option<String>]) -> Fa
         return Failure::new(Code::Unsupported, "the database answered in an unexpected way")
             .with_hint("COPY between client and server is not supported; use SELECT or INSERT");
     }
+    if let sqlx::Error::ColumnDecode { .. } = error {
+        // sqlx knows no types of the category that pg_type calls internal.
+        return Failure::new(Code::Unsupported, "a column has an internal type; nothing was run")
+            .with_hint("name the columns, and cast that one (pg_node_tree, …) to text");
+    }
     let Some(error) = database(error) else {
         return Failure::new(
             Code::UpstreamUnreachable,
@@ -62,6 +67,7 @@ pub(super) fn of_statement(error: &sqlx::Error, values: &[Option<String>]) -> Fa
     let code = match error.code() {
         "57014" if error.message().contains("statement timeout") => Code::Timeout,
         "57014" | "57P01" | "57P02" | "57P03" => Code::Cancelled,
+        "25006" => Code::ReadOnly,
         _ => Code::SqlError,
     };
     let failure = Failure::new(code, without_values(error.message(), values))
@@ -97,6 +103,11 @@ fn hint(error: &PgDatabaseError) -> Option<Cow<'static, str>> {
         "42601" if error.message().contains("multiple commands") => {
             Some("send one statement a call")
         }
+        "25006" => Some(
+            "the call is read-only; writing takes access = \"read-write\" for this connection in \
+             the worker's configuration",
+        ),
+        "55P03" => Some("another transaction holds the lock; try again later"),
         "42P18" => Some("say which type the parameter has: CAST($1 AS integer)"),
         _ => None,
     };

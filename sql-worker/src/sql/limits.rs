@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use super::sink::Batch;
 use super::value::{Codec, Malformed};
 use super::{Body, Column, Format, csv};
 
@@ -63,21 +64,24 @@ pub(super) struct Collector<'a> {
     rows: usize,
     bytes: usize,
     cut: Option<Cut>,
+    /// Of `rows` and `bytes`, what no batch has taken yet.
+    waiting_rows: usize,
+    waiting_bytes: usize,
 }
+
+/// A batch is handed on when it has so many rows, or bytes.
+const BATCH_ROWS: usize = 500;
+const BATCH_BYTES: usize = 64 << 10;
 
 impl<'a> Collector<'a> {
     pub(super) fn new(limits: &'a Limits, format: Format, columns: &[Column]) -> Self {
-        let body = match format {
-            Format::Json => Body::Rows(Vec::new()),
-            Format::Csv => {
-                let names: Vec<Value> =
-                    columns.iter().map(|column| column.name.as_str().into()).collect();
-                let mut header = String::new();
-                csv::push_record(&mut header, &names);
-                Body::Csv(header)
-            }
-        };
-        Self { limits, body, rows: 0, bytes: 0, cut: None }
+        let mut body = Body::empty(format);
+        if let (Body::Csv(header), false) = (&mut body, columns.is_empty()) {
+            let names: Vec<Value> =
+                columns.iter().map(|column| column.name.as_str().into()).collect();
+            csv::push_record(header, &names);
+        }
+        Self { limits, body, rows: 0, bytes: 0, cut: None, waiting_rows: 0, waiting_bytes: 0 }
     }
 
     /// Takes a row that is there; `cells` is asked only when there is room for it.
@@ -90,6 +94,7 @@ impl<'a> Collector<'a> {
             return Ok(Room::None);
         }
         let cells = cells(self)?;
+        let before_bytes = self.bytes;
         let fits = match &mut self.body {
             Body::Rows(rows) => {
                 let row = Value::Array(cells);
@@ -116,7 +121,27 @@ impl<'a> Collector<'a> {
             return Ok(Room::None);
         }
         self.rows += 1;
+        self.waiting_rows += 1;
+        self.waiting_bytes += self.bytes - before_bytes;
         Ok(Room::Left)
+    }
+
+    /// The rows that wait, when they make a batch.
+    pub(super) fn take_full(&mut self) -> Option<Batch> {
+        let full = self.waiting_rows >= BATCH_ROWS || self.waiting_bytes >= BATCH_BYTES;
+        if full { self.take() } else { None }
+    }
+
+    /// The rows that wait, if there are any; for CSV the header is enough.
+    pub(super) fn take(&mut self) -> Option<Batch> {
+        let body = match &mut self.body {
+            Body::Rows(rows) if rows.is_empty() => return None,
+            Body::Csv(text) if text.is_empty() => return None,
+            Body::Rows(rows) => Body::Rows(std::mem::take(rows)),
+            Body::Csv(text) => Body::Csv(std::mem::take(text)),
+        };
+        self.waiting_bytes = 0;
+        Some(Batch { body, rows: std::mem::take(&mut self.waiting_rows) })
     }
 
     /// Decodes one cell, cutting it to size.
@@ -150,8 +175,9 @@ impl<'a> Collector<'a> {
         self.cut = self.cut.max(Some(Cut::Cell));
     }
 
-    pub(super) fn finish(self) -> (Body, usize, Option<Cut>) {
-        (self.body, self.rows, self.cut)
+    /// How many rows there were in all, and why there are no more.
+    pub(super) fn finish(self) -> (usize, Option<Cut>) {
+        (self.rows, self.cut)
     }
 }
 
@@ -203,28 +229,51 @@ mod tests {
         Ok(vec![json!(cell)])
     }
 
+    fn whole(mut collector: Collector<'_>) -> (Body, usize, Option<Cut>) {
+        let body = collector.take().unwrap().body;
+        let (rows, cut) = collector.finish();
+        (body, rows, cut)
+    }
+
+    #[test]
+    fn batches_are_the_whole() {
+        let limits = Limits { max_rows: 5000, max_bytes: 1 << 20, ..LIMITS };
+        for format in [Format::Json, Format::Csv] {
+            let mut collector = Collector::new(&limits, format, &[]);
+            let mut sizes = Vec::new();
+            for _ in 0..1200 {
+                assert_eq!(collector.push(|_| row("a")), Ok(Room::Left));
+                sizes.extend(collector.take_full().map(|batch| batch.rows));
+            }
+            sizes.extend(collector.take().map(|batch| batch.rows));
+            assert_eq!(sizes, [500, 500, 200]);
+            assert_eq!(collector.take(), None);
+            assert_eq!(collector.finish(), (1200, None));
+        }
+    }
+
     #[test]
     fn exactly_max_rows_is_not_a_cut() {
         let mut collector = Collector::new(&LIMITS, Format::Json, &[]);
         assert_eq!(collector.push(|_| row("a")), Ok(Room::Left));
         assert_eq!(collector.push(|_| row("b")), Ok(Room::Left));
-        assert_eq!(collector.finish(), (Body::Rows(vec![json!(["a"]), json!(["b"])]), 2, None));
+        assert_eq!(whole(collector), (Body::Rows(vec![json!(["a"]), json!(["b"])]), 2, None));
 
         let mut collector = Collector::new(&LIMITS, Format::Json, &[]);
         assert_eq!(collector.push(|_| row("a")), Ok(Room::Left));
         assert_eq!(collector.push(|_| row("b")), Ok(Room::Left));
         assert_eq!(collector.push(|_| row("c")), Ok(Room::None));
-        assert_eq!(collector.finish().2, Some(Cut::Rows));
+        assert_eq!(collector.finish().1, Some(Cut::Rows));
     }
 
     #[test]
     fn a_row_that_does_not_fit_is_left_out_whole() {
-        let columns = [Column { name: "a,b".into(), type_name: "text".into() }];
+        let columns = [Column { name: "a,b".into(), type_name: "text".into(), masked: false }];
         for format in [Format::Json, Format::Csv] {
             let mut collector = Collector::new(&LIMITS, format, &columns);
             assert_eq!(collector.push(|_| row("fits")), Ok(Room::Left));
             assert_eq!(collector.push(|_| row(&"x".repeat(60))), Ok(Room::None));
-            let (body, rows, cut) = collector.finish();
+            let (body, rows, cut) = whole(collector);
             assert_eq!((rows, cut), (1, Some(Cut::Bytes)));
             match body {
                 Body::Rows(rows) => assert_eq!(rows, [json!(["fits"])]),
@@ -242,6 +291,6 @@ mod tests {
         let cell = collector.cell(&Codec::Scalar(Scalar::Json), b"[1,2,3,4,5]").unwrap();
         assert_eq!(cell, json!("[1,2,3,4"));
         assert_eq!(collector.cell(&text, b"12345678").unwrap(), json!("12345678"));
-        assert_eq!(collector.finish().2, Some(Cut::Cell));
+        assert_eq!(collector.finish().1, Some(Cut::Cell));
     }
 }

@@ -6,6 +6,8 @@
 
 use std::collections::BTreeMap;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use serde_json::Value;
 
 use super::lexer::{Kind, Token, tokens};
@@ -150,12 +152,29 @@ impl Bound<'_> {
     /// Whether the statement may change something by what it says itself. Where this is
     /// wrong, a long result is read to its end, or a function's effects are rolled back.
     pub(super) fn may_write(&self) -> bool {
-        let is_write = |word: &str| {
-            ["insert", "update", "delete", "merge", "call", "do", "refresh", "create"]
-                .iter()
-                .any(|write| word.eq_ignore_ascii_case(write))
-        };
-        self.script.words().any(is_write)
+        self.has_word(&["insert", "update", "delete", "merge", "call", "do", "refresh", "create"])
+    }
+
+    /// Whether the first lexeme, behind brackets and empty statements, is one of `words`.
+    pub(super) fn begins_with(&self, words: &[&str]) -> bool {
+        let first = self.script.tokens.iter().find(|token| !is_filler(token));
+        first.is_some_and(|first| {
+            first.kind == Kind::Word
+                && words.iter().any(|word| first.text.eq_ignore_ascii_case(word))
+        })
+    }
+
+    /// Whether nothing is there to be run.
+    pub(super) fn is_empty(&self) -> bool {
+        self.script.tokens.iter().all(is_filler)
+    }
+
+    pub(super) fn has_second_word(&self, word: &str) -> bool {
+        self.script.words().nth(1).is_some_and(|second| second.eq_ignore_ascii_case(word))
+    }
+
+    pub(super) fn has_word(&self, words: &[&str]) -> bool {
+        self.script.words().any(|own| words.iter().any(|word| own.eq_ignore_ascii_case(word)))
     }
 
     /// Whether it is a COPY between server and client, which has no result set.
@@ -176,6 +195,11 @@ impl Bound<'_> {
     }
 }
 
+/// What may stand before the first word of a statement.
+fn is_filler(token: &Token<'_>) -> bool {
+    token.kind == Kind::Blank || matches!(token.text, "(" | ";")
+}
+
 fn position(token: &Token<'_>) -> Option<usize> {
     if token.kind != Kind::Position {
         return None;
@@ -186,12 +210,13 @@ fn position(token: &Token<'_>) -> Option<usize> {
 
 /// The text in which PostgreSQL reads `value` as a parameter of type `type_name`.
 ///
-/// Strings go as they are (for json, as JSON text, as in other drivers); arrays become array
-/// literals, or JSON where the type is json or jsonb. `None` is NULL.
+/// It takes what results show: base64 for bytea (or `\x` and hexadecimal), years as ISO 8601
+/// writes them, JSON text for json. Other strings go as they are; arrays become array literals,
+/// or JSON where the type is json or jsonb. `None` is NULL.
 ///
 /// # Errors
-/// `INVALID_REQUEST` for an array or object where the type takes none; it tells the
-/// parameter's number, never its value.
+/// `INVALID_REQUEST` for an array or object where the type takes none, and for bytes that are
+/// not base64; it tells the parameter's number, never its value.
 pub(super) fn to_text(
     value: &Value,
     type_name: &str,
@@ -207,31 +232,65 @@ pub(super) fn to_text(
         Value::Null => None,
         Value::Bool(flag) => Some(flag.to_string()),
         Value::Number(number) => Some(number.to_string()),
-        Value::String(text) => Some(text.clone()),
+        Value::String(text) => Some(scalar_text(text, type_name, &wrong)?),
         Value::Array(_) | Value::Object(_) if is_json => Some(value.to_string()),
         Value::Array(items) => {
             let element = type_name.strip_suffix("[]").ok_or_else(|| wrong("array"))?;
-            Some(array_literal(items, matches!(element, "json" | "jsonb"), &wrong)?)
+            Some(array_literal(items, element, &wrong)?)
         }
         Value::Object(_) => return Err(wrong("object")),
     })
 }
 
-fn array_literal(
-    items: &[Value],
-    of_json: bool,
+fn scalar_text(
+    text: &str,
+    type_name: &str,
     wrong: &dyn Fn(&str) -> Failure,
 ) -> Result<String, Failure> {
+    match type_name {
+        "bytea" if !text.starts_with("\\x") => {
+            let bytes = BASE64.decode(text).map_err(|_invalid| wrong("text that is not base64"))?;
+            Ok(bytes.iter().fold("\\x".to_owned(), |hex, byte| format!("{hex}{byte:02x}")))
+        }
+        "date" | "timestamp" | "timestamptz" => Ok(postgres_year(text)),
+        _ => Ok(text.to_owned()),
+    }
+}
+
+/// A date whose year is signed (ISO 8601, year 0000 is 1 BC), as PostgreSQL reads it.
+fn postgres_year(text: &str) -> String {
+    let signed = text.strip_prefix(['+', '-']).is_some();
+    let digits = text.trim_start_matches(['+', '-']);
+    let Some((year, rest)) = digits.split_once('-') else {
+        return text.to_owned();
+    };
+    let Ok(number) = year.parse::<u32>() else {
+        return text.to_owned();
+    };
+    match (text.starts_with('-'), number) {
+        (true, _) => format!("{:04}-{rest} BC", number.saturating_add(1)),
+        (false, 0) => format!("0001-{rest} BC"),
+        (false, _) if signed => format!("{year}-{rest}"),
+        (false, _) => text.to_owned(),
+    }
+}
+
+fn array_literal(
+    items: &[Value],
+    element: &str,
+    wrong: &dyn Fn(&str) -> Failure,
+) -> Result<String, Failure> {
+    let of_json = matches!(element, "json" | "jsonb");
     let mut parts = Vec::with_capacity(items.len());
     for item in items {
         parts.push(match item {
             Value::Null => "NULL".to_owned(),
             Value::Array(_) | Value::Object(_) if of_json => quote(&item.to_string()),
-            Value::Array(inner) => array_literal(inner, of_json, wrong)?,
+            Value::Array(inner) => array_literal(inner, element, wrong)?,
             Value::Object(_) => return Err(wrong("array of objects")),
             Value::Bool(flag) => flag.to_string(),
             Value::Number(number) => number.to_string(),
-            Value::String(text) => quote(text),
+            Value::String(text) => quote(&scalar_text(text, element, wrong)?),
         });
     }
     Ok(format!("{{{}}}", parts.join(",")))
@@ -311,6 +370,16 @@ mod tests {
             ),
             (json!([{"a": "b"}]), "jsonb[]", Some(r#"{"{\"a\":\"b\"}"}"#)),
             (json!([]), "text[]", Some("{}")),
+            (json!("3q0="), "bytea", Some("\\xdead")),
+            (json!("\\xdead"), "bytea", Some("\\xdead")),
+            (json!(["3q0="]), "bytea[]", Some(r#"{"\\xdead"}"#)),
+            (json!("-0043-03-15"), "date", Some("0044-03-15 BC")),
+            (json!("0000-01-01T00:00:00Z"), "timestamptz", Some("0001-01-01T00:00:00Z BC")),
+            (json!("+10000-01-01"), "date", Some("10000-01-01")),
+            (json!("2024-02-29"), "date", Some("2024-02-29")),
+            (json!("-infinity"), "timestamp", Some("-infinity")),
+            (json!("tomorrow"), "date", Some("tomorrow")),
+            (json!("-0043-03-15"), "text", Some("-0043-03-15")),
         ];
         for (value, type_name, expected) in cases {
             let text = to_text(&value, type_name, 1).unwrap();
@@ -318,6 +387,7 @@ mod tests {
         }
         assert!(to_text(&json!([1]), "integer", 1).is_err());
         assert!(to_text(&json!({}), "text", 1).is_err());
+        assert!(to_text(&json!("no base64"), "bytea", 1).is_err());
         assert!(to_text(&json!([{}]), "text[]", 1).is_err());
     }
 

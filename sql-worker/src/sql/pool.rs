@@ -16,22 +16,32 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use super::failure;
+use super::policy::Policy;
+use super::{failure, roles};
 use crate::error::{Code, Failure};
 
 const APPLICATION_NAME: &str = "credbroker-sql-worker";
 const DOOR_PORT: u16 = 5432;
 /// A door that takes longer than this to log in is not going to.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
+/// Between two messages of ours in one transaction.
+const IDLE_IN_TRANSACTION_TIMEOUT: Duration = Duration::from_secs(10);
+const IDLE_SESSION_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// Where a pool connects to, and as whom.
 #[derive(Clone)]
-pub struct Target(PgConnectOptions);
+pub struct Target {
+    options: PgConnectOptions,
+    policy: Arc<Policy>,
+}
 
 impl Target {
     /// A broker's door: `directory` holds its socket, `token` is the handle's.
     ///
-    /// The server gets `statement_timeout` as well, as a backstop behind our own clock.
+    /// The server gets timeouts of its own, as a backstop behind our clock and for what our
+    /// clock does not see: a session that nobody ends. A wait for a lock ends sooner, so that
+    /// it can be told from a slow statement.
     #[must_use]
     pub fn door(
         directory: &Path,
@@ -47,7 +57,13 @@ impl Target {
             .database(database)
             .username(user)
             .password(token)
-            .options([("statement_timeout", format!("{}ms", backstop.as_millis()))]);
+            .options([
+                ("statement_timeout", millis(backstop)),
+                ("lock_timeout", millis(statement_timeout.min(LOCK_TIMEOUT))),
+                ("idle_in_transaction_session_timeout", millis(IDLE_IN_TRANSACTION_TIMEOUT)),
+                // Known since PostgreSQL 14.
+                ("idle_session_timeout", millis(IDLE_SESSION_TIMEOUT)),
+            ]);
         Self::new(options)
     }
 
@@ -62,8 +78,28 @@ impl Target {
             // change between the two.
             .statement_cache_capacity(8)
             .disable_statement_logging();
-        Self(options)
+        Self { options, policy: Arc::default() }
     }
+
+    /// The same target under `policy`; without it nothing can be changed there.
+    #[must_use]
+    pub fn with_policy(self, policy: Arc<Policy>) -> Self {
+        Self { policy, ..self }
+    }
+}
+
+impl Target {
+    /// A session whose role the policy allows.
+    async fn open(&self) -> Result<PgConnection, Failure> {
+        let connecting = PgConnection::connect_with(&self.options);
+        let mut connection = connecting.await.map_err(|error| failure::of_connect(&error))?;
+        roles::check(&mut connection, &self.policy).await?;
+        Ok(connection)
+    }
+}
+
+fn millis(span: Duration) -> String {
+    format!("{}ms", span.as_millis())
 }
 
 impl fmt::Debug for Target {
@@ -135,13 +171,10 @@ impl Pool {
                 return Ok(Lease { connection, pool: Arc::clone(&self.0), _permit: permit });
             }
         }
-        let connecting = PgConnection::connect_with(&self.0.target.0);
-        let connection = timeout(CONNECT_TIMEOUT, connecting)
-            .await
-            .map_err(|_elapsed| {
+        let connection =
+            timeout(CONNECT_TIMEOUT, self.0.target.open()).await.map_err(|_elapsed| {
                 Failure::new(Code::UpstreamUnreachable, "no session was opened in time")
-            })?
-            .map_err(|error| failure::of_connect(&error))?;
+            })??;
         Ok(Lease { connection, pool: Arc::clone(&self.0), _permit: permit })
     }
 
@@ -172,6 +205,11 @@ impl Shared {
 impl Lease {
     pub(super) fn connection(&mut self) -> &mut PgConnection {
         &mut self.connection
+    }
+
+    /// What may be done with it.
+    pub(super) fn policy(&self) -> Arc<Policy> {
+        Arc::clone(&self.pool.target.policy)
     }
 
     /// Fires when the pool is closed.

@@ -4,61 +4,61 @@
 //! database infers and a column that cannot be decoded is found while nothing has run yet.
 //! Such columns are fetched as text by wrapping the statement, and the wrapped statement is
 //! described as well; a statement is executed once, and only when every column has a codec.
+//! All of it happens inside of the transaction that its mode asks for.
 
 use std::time::{Duration, Instant};
 
 use futures_util::TryStreamExt as _;
-use sqlx::postgres::{PgArguments, PgConnection, PgRow, PgStatement, PgTypeInfo};
-use sqlx::{
-    Arguments as _, AssertSqlSafe, Column as _, Either, Executor as _, Row as _, SqlSafeStr as _,
-    Statement as _, ValueRef as _,
-};
+use sqlx::postgres::PgConnection;
+use sqlx::{Either, Executor as _, Statement as _};
 use tokio::time::timeout;
 
 use super::limits::{Collector, Room};
-use super::params::{Bound, to_text};
-use super::types::{self, ParamType};
-use super::value::{Codec, Malformed, Scalar};
-use super::{Answer, Column, Format, Lease, Limits, Params, ResultSet, Script, failure};
+use super::plan::Plan;
+use super::policy::Policy;
+use super::sink::{Kept, Sink, Summary};
+use super::statement::{Mode, Statement, not_a_query};
+use super::transaction::Scope;
+use super::{Answer, Format, Lease, Limits, ResultSet, failure, guard};
 use crate::error::{Code, Failure};
-
-/// Text, by a name that no `search_path` changes.
-const TEXT: &str = "pg_catalog.text";
-
-/// A statement whose parameters are all there.
-#[derive(Debug)]
-pub struct Statement<'a>(Bound<'a>);
-
-impl<'a> Statement<'a> {
-    /// Matches `sql` with its parameters; pure.
-    ///
-    /// # Errors
-    /// `INVALID_REQUEST` when a parameter is missing or left over; `UNSUPPORTED` for COPY
-    /// between client and server.
-    pub fn parse(sql: &'a str, params: &Params) -> Result<Self, Failure> {
-        let bound = Script::parse(sql).bind(params)?;
-        if bound.is_client_copy() {
-            return Err(Failure::new(Code::Unsupported, "COPY between client and server")
-                .with_hint("use SELECT or INSERT"));
-        }
-        Ok(Self(bound))
-    }
-}
 
 /// Runs `statement` and takes the lease with it: back to the pool after a clean end, else
 /// closed, so that the database stops what it does. Dropping the future is how to cancel it.
 ///
 /// # Errors
-/// `SQL_ERROR` from the database, `TIMEOUT`, `CANCELLED` when the handle ended, `UPSTREAM_UNREACHABLE` when the session was lost, `UNSUPPORTED` for results that
-/// cannot be shown.
+/// `SQL_ERROR` from the database, `READ_ONLY`, `ACCESS_DENIED` for what the connection does
+/// not offer, `TIMEOUT`, `CANCELLED` when the handle ended, `UPSTREAM_UNREACHABLE` when the
+/// session was lost, `UNSUPPORTED` for results that cannot be shown.
 pub async fn execute(
     lease: Lease,
     statement: &Statement<'_>,
     format: Format,
     limits: &Limits,
 ) -> Result<Answer, Failure> {
+    let mut kept = Kept::new(format);
+    let done = execute_into(lease, statement, format, limits, &mut kept).await?;
+    let Summary { row_count, affected_rows, cut, elapsed } = done;
+    let Kept { columns, body } = kept;
+    if columns.is_empty() {
+        return Ok(Answer::Done { affected_rows: affected_rows.unwrap_or(0), elapsed });
+    }
+    Ok(Answer::Rows(ResultSet { columns, body, row_count, affected_rows, cut, elapsed }))
+}
+
+/// As [`execute`], but rows go to `sink` in batches while they come. The limits are the same,
+/// and so is the time: what `sink` takes counts.
+///
+/// # Errors
+/// Those of [`execute`], and those of `sink`.
+pub async fn execute_into(
+    lease: Lease,
+    statement: &Statement<'_>,
+    format: Format,
+    limits: &Limits,
+    sink: &mut impl Sink,
+) -> Result<Summary, Failure> {
     let closed = lease.closed();
-    let work = timeout(limits.statement_timeout, run(lease, &statement.0, format, limits));
+    let work = timeout(limits.statement_timeout, run(lease, statement, format, limits, sink));
     tokio::select! {
         biased;
         () = closed.cancelled() => Err(Failure::cancelled()),
@@ -82,38 +82,61 @@ enum After {
 
 async fn run(
     mut lease: Lease,
-    bound: &Bound<'_>,
+    statement: &Statement<'_>,
     format: Format,
     limits: &Limits,
-) -> Result<Answer, Failure> {
-    let started = Instant::now();
-    let connection = lease.connection();
-    let outcome = match Plan::make(connection, bound).await {
-        Ok(plan) => plan.fetch(connection, bound, format, limits, started).await,
-        Err(trouble) => Err(trouble),
-    };
+    sink: &mut impl Sink,
+) -> Result<Summary, Failure> {
+    let policy = lease.policy();
+    let mode = statement.mode(policy.access);
+    if mode == Mode::Alone && !policy.guard.is_open() {
+        let what =
+            "what runs outside of a transaction cannot be looked at, and is not offered here";
+        return Err(Failure::new(Code::AccessDenied, what));
+    }
+    let mut scope = Scope::open(lease.connection(), mode)
+        .await
+        .map_err(|error| Trouble::new(&error, &[]).failure)?;
+    let call = Call { statement, mode, format, limits, policy: &policy };
+    let outcome = call.run(scope.connection(), sink).await;
     match outcome {
-        Ok((answer, After::Close)) => Ok(answer),
-        Ok((answer, After::Reset)) => lease.reset().await.map(|()| answer),
+        Ok((summary, After::Close)) => Ok(summary),
+        Ok((summary, After::Reset)) => match scope.finish().await {
+            Ok(()) => lease.reset().await.map(|()| summary),
+            Err(error) => {
+                let Trouble { failure, after } = Trouble::new(&error, &[]);
+                if let After::Reset = after {
+                    let _ = lease.reset().await;
+                }
+                Err(failure)
+            }
+        },
         Err(Trouble { failure, after: After::Close }) => Err(failure),
         Err(Trouble { failure, after: After::Reset }) => {
             // The first failure is the one to tell; a session that does not reset is closed.
-            let _ = lease.reset().await;
+            if scope.roll_back().await.is_ok() {
+                let _ = lease.reset().await;
+            }
             Err(failure)
         }
     }
 }
 
 /// A failure, and what it means for the session.
-struct Trouble {
+pub(super) struct Trouble {
     failure: Failure,
     after: After,
 }
 
 impl Trouble {
-    fn new(error: &sqlx::Error, values: &[Option<String>]) -> Self {
+    pub(super) fn new(error: &sqlx::Error, values: &[Option<String>]) -> Self {
         let after = if failure::is_in_step(error) { After::Reset } else { After::Close };
         Self { failure: failure::of_statement(error, values), after }
+    }
+
+    /// The session is in the middle of something.
+    fn close(failure: Failure) -> Self {
+        Self { failure, after: After::Close }
     }
 }
 
@@ -123,191 +146,112 @@ impl From<Failure> for Trouble {
     }
 }
 
-/// A statement that is ready to be run: described, with a codec for every column.
-struct Plan {
-    statement: PgStatement,
-    columns: Vec<Column>,
-    codecs: Vec<Codec>,
-    values: Vec<Option<String>>,
+impl From<guard::Error> for Trouble {
+    fn from(error: guard::Error) -> Self {
+        match error {
+            guard::Error::Refused(failure) => failure.into(),
+            guard::Error::Server(error) => Self::new(&error, &[]),
+        }
+    }
 }
 
-impl Plan {
-    async fn make(connection: &mut PgConnection, bound: &Bound<'_>) -> Result<Self, Trouble> {
-        let original = describe(connection, bound.render(numbered), &[], &[]).await?;
-        let casts = casts(connection, &original, bound).await?;
-        let mut values = Vec::with_capacity(casts.len());
-        for (at, (value, cast)) in bound.values().iter().zip(&casts).enumerate() {
-            values.push(to_text(value, &cast.shown, at + 1)?);
+/// A statement, and how it is run.
+struct Call<'a> {
+    statement: &'a Statement<'a>,
+    mode: Mode,
+    format: Format,
+    limits: &'a Limits,
+    policy: &'a Policy,
+}
+
+impl Call<'_> {
+    async fn run(
+        &self,
+        connection: &mut PgConnection,
+        sink: &mut impl Sink,
+    ) -> Result<(Summary, After), Trouble> {
+        let started = Instant::now();
+        let guard = &self.policy.guard;
+        let plan = Plan::make(connection, self.statement, self.mode, guard, self.limits).await?;
+        if self.mode == Mode::Read && !self.statement.is_query() {
+            // The server has understood it, and run nothing.
+            return Err(not_a_query().into());
         }
-        // The names are those of the statement as it was written: a cast would rename `$1`.
-        let (columns, codecs): (Vec<_>, Vec<_>) = original
-            .columns()
-            .iter()
-            .map(|column| {
-                let (type_name, codec) = types::column(column.type_info());
-                (Column { name: column.name().to_owned(), type_name }, codec)
-            })
-            .unzip();
-        let argument_types = vec![text_type(); casts.len()];
-        let cast = |at: usize| match casts.get(at) {
-            Some(cast) => format!("(CAST(${}::{TEXT} AS {}))", at + 1, cast.sql),
-            None => numbered(at),
-        };
-        let statement = if codecs.iter().any(Option::is_none) {
-            let sql = wrapped(&bound.render_inner(cast), &codecs);
-            describe(connection, sql, &argument_types, &values)
-                .await
-                .map_err(|_cannot_be_wrapped| undecodable(&columns, &codecs))?
-        } else if casts.is_empty() {
-            original
-        } else {
-            describe(connection, bound.render(cast), &argument_types, &values).await?
-        };
-        let codecs = codecs.into_iter().map(|codec| codec.unwrap_or(Codec::Scalar(Scalar::Text)));
-        Ok(Self { statement, columns, codecs: codecs.collect(), values })
+        let fetched = self.fetch(connection, &plan, sink).await;
+        let Fetched { mut collector, affected_rows, after } =
+            fetched.map_err(|trouble| match guard.withholds_errors() {
+                true => Trouble { failure: trouble.failure.without_message(), ..trouble },
+                false => trouble,
+            })?;
+        if let Some(seen) = &plan.inspected {
+            if let After::Close = after {
+                let what = "the result is too long to be looked at as a whole";
+                return Err(Trouble::close(Failure::new(Code::AccessDenied, what)));
+            }
+            guard.confirm(connection, seen).await?;
+            sink.columns(&plan.columns).await.map_err(Trouble::close)?;
+        }
+        if let Some(batch) = collector.take() {
+            sink.batch(batch).await.map_err(Trouble::close)?;
+        }
+        let (row_count, cut) = collector.finish();
+        let changes = plan.columns.is_empty() || self.statement.bound.may_write();
+        let affected_rows = changes.then_some(affected_rows);
+        Ok((Summary { row_count, affected_rows, cut, elapsed: started.elapsed() }, after))
     }
 
     async fn fetch(
         &self,
         connection: &mut PgConnection,
-        bound: &Bound<'_>,
-        format: Format,
-        limits: &Limits,
-        started: Instant,
-    ) -> Result<(Answer, After), Trouble> {
-        let mut arguments = PgArguments::default();
-        for value in &self.values {
-            arguments
-                .add(value.as_deref())
-                .map_err(|_too_long| Failure::invalid("a parameter is too long"))?;
+        plan: &Plan,
+        sink: &mut impl Sink,
+    ) -> Result<Fetched<'_>, Trouble> {
+        // What has yet to be confirmed is not shown.
+        let held = plan.inspected.is_some();
+        if !held {
+            sink.columns(&plan.columns).await.map_err(Trouble::close)?;
         }
-        let mut rows = connection.fetch_many(self.statement.query_with(arguments));
-        let mut collector = Collector::new(limits, format, &self.columns);
+        let mut rows = connection.fetch_many(plan.statement.query_with(plan.arguments()?));
+        let mut collector = Collector::new(self.limits, self.format, &plan.columns);
         let mut affected_rows = 0;
         let mut after = After::Reset;
         let mut room = Room::Left;
         while let Some(item) =
-            rows.try_next().await.map_err(|error| Trouble::new(&error, &self.values))?
+            rows.try_next().await.map_err(|error| Trouble::new(&error, &plan.values))?
         {
             match item {
                 Either::Left(done) => affected_rows += done.rows_affected(),
                 Either::Right(_) if room == Room::None => {}
                 Either::Right(row) => {
                     room = collector
-                        .push(|collector| self.decode(&row, collector))
+                        .push(|collector| plan.decode(&row, collector))
                         .map_err(|_malformed| not_text())?;
-                    // A statement that writes must come to its end to be committed; its rows
-                    // are read and left out. A query is stopped by closing its session.
-                    if room == Room::None && !bound.may_write() {
+                    if !held && let Some(batch) = collector.take_full() {
+                        sink.batch(batch).await.map_err(Trouble::close)?;
+                    }
+                    // A statement that writes must come to its end to be committed, and one
+                    // that is looked at again to be so; their rows are read and left out. A
+                    // query is stopped by closing its session.
+                    if room == Room::None && !held && !self.statement.bound.may_write() {
                         after = After::Close;
                         break;
                     }
                 }
             }
         }
-        let elapsed = started.elapsed();
-        if self.columns.is_empty() {
-            return Ok((Answer::Done { affected_rows, elapsed }, after));
-        }
-        let (body, row_count, cut) = collector.finish();
-        let columns = self.columns.clone();
-        Ok((Answer::Rows(ResultSet { columns, body, row_count, cut, elapsed }), after))
-    }
-
-    fn decode(
-        &self,
-        row: &PgRow,
-        collector: &mut Collector<'_>,
-    ) -> Result<Vec<serde_json::Value>, Malformed> {
-        let mut cells = Vec::with_capacity(self.codecs.len());
-        for (at, codec) in self.codecs.iter().enumerate() {
-            let raw = row.try_get_raw(at).map_err(|_missing| Malformed)?;
-            cells.push(if raw.is_null() {
-                serde_json::Value::Null
-            } else {
-                collector.cell(codec, raw.as_bytes().map_err(|_null| Malformed)?)?
-            });
-        }
-        Ok(cells)
+        Ok(Fetched { collector, affected_rows, after })
     }
 }
 
-async fn describe(
-    connection: &mut PgConnection,
-    sql: String,
-    types: &[PgTypeInfo],
-    values: &[Option<String>],
-) -> Result<PgStatement, Trouble> {
-    // The text is the caller's statement with parameters numbered; no value is in it.
-    let sql = AssertSqlSafe(sql).into_sql_str();
-    connection.prepare_with(sql, types).await.map_err(|error| Trouble::new(&error, values))
-}
-
-/// What each parameter is cast to, by what the database inferred for it.
-async fn casts(
-    connection: &mut PgConnection,
-    described: &PgStatement,
-    bound: &Bound<'_>,
-) -> Result<Vec<ParamType>, Trouble> {
-    let inferred = match described.parameters() {
-        Some(Either::Left(inferred)) => inferred,
-        Some(Either::Right(_)) | None => &[],
-    };
-    if inferred.len() != bound.values().len() {
-        return Err(Failure::invalid("params do not match the statement's parameters").into());
-    }
-    let mut casts = Vec::with_capacity(inferred.len());
-    for info in inferred {
-        casts.push(match types::parameter(info) {
-            Ok(cast) => cast,
-            Err(oid) => {
-                // -1, not NULL: without a modifier "character" would mean one character.
-                let name: String =
-                    sqlx::query_scalar("select pg_catalog.format_type($1::text::oid, -1)")
-                        .bind(oid.to_string())
-                        .fetch_one(&mut *connection)
-                        .await
-                        .map_err(|error| Trouble::new(&error, &[]))?;
-                ParamType { shown: name.clone(), sql: name }
-            }
-        });
-    }
-    Ok(casts)
-}
-
-/// The statement as a subquery, with the columns that have no codec cast to text. Ordering
-/// survives: PostgreSQL does not flatten a subquery that sorts.
-fn wrapped(sql: &str, codecs: &[Option<Codec>]) -> String {
-    let names: Vec<String> = (1..=codecs.len()).map(|number| format!("c{number}")).collect();
-    let cast = |(name, codec): (&String, &Option<Codec>)| match codec {
-        Some(_) => name.clone(),
-        None => format!("{name}::{TEXT}"),
-    };
-    let outer: Vec<String> = names.iter().zip(codecs).map(cast).collect();
-    // The line break ends a comment that the statement may end with.
-    format!("select {} from (\n{sql}\n) as q({})", outer.join(", "), names.join(", "))
-}
-
-fn undecodable(columns: &[Column], codecs: &[Option<Codec>]) -> Failure {
-    let at = codecs.iter().position(Option::is_none).unwrap_or(0);
-    let type_name = columns.get(at).map_or("?", |column| column.type_name.as_str());
-    Failure::new(
-        Code::Unsupported,
-        format!("column {} has type {type_name}, which cannot be shown; nothing was run", at + 1),
-    )
-    .with_hint("cast it to text in the statement: x::text")
+/// What came of a statement, as far as no sink has it yet.
+struct Fetched<'a> {
+    collector: Collector<'a>,
+    affected_rows: u64,
+    after: After,
 }
 
 fn not_text() -> Trouble {
     let failure = Failure::new(Code::SqlError, "a value is not valid text in UTF-8")
         .with_hint("cast the column to bytea");
     Trouble { failure, after: After::Close }
-}
-
-fn text_type() -> PgTypeInfo {
-    <str as sqlx::Type<sqlx::Postgres>>::type_info()
-}
-
-fn numbered(at: usize) -> String {
-    format!("${}", at + 1)
 }

@@ -14,6 +14,7 @@ pub(super) fn column(info: &PgTypeInfo) -> (String, Option<Codec>) {
         return (name, Some(Codec::Scalar(scalar)));
     }
     match kind(info) {
+        Some(PgTypeKind::Array(_)) if is_vector(info) => (name(info), None),
         Some(PgTypeKind::Array(element)) => match scalar(element) {
             Some((name, scalar)) => (format!("{name}[]"), Some(Codec::Array(scalar))),
             None => (format!("{}[]", name(element)), None),
@@ -49,6 +50,7 @@ pub(super) fn parameter(info: &PgTypeInfo) -> Result<ParamType, u32> {
         })
     };
     let found = match kind(info) {
+        Some(PgTypeKind::Array(_)) if is_vector(info) => None,
         Some(PgTypeKind::Array(element)) => element.oid().and_then(|element| of(element.0, "[]")),
         Some(
             PgTypeKind::Simple
@@ -61,6 +63,21 @@ pub(super) fn parameter(info: &PgTypeInfo) -> Result<ParamType, u32> {
         | None => of(oid, ""),
     };
     found.ok_or(oid)
+}
+
+/// The built-in type below a domain, whose values are written as that type's.
+pub(super) fn base(info: &PgTypeInfo) -> Option<String> {
+    match kind(info)? {
+        PgTypeKind::Domain(inner) => {
+            parameter(inner).ok().map(|known| known.shown).or_else(|| base(inner))
+        }
+        PgTypeKind::Array(element) => base(element).map(|name| format!("{name}[]")),
+        PgTypeKind::Simple
+        | PgTypeKind::Pseudo
+        | PgTypeKind::Composite(_)
+        | PgTypeKind::Enum(_)
+        | PgTypeKind::Range(_) => None,
+    }
 }
 
 fn scalar(info: &PgTypeInfo) -> Option<(String, Scalar)> {
@@ -77,6 +94,11 @@ fn scalar(info: &PgTypeInfo) -> Option<(String, Scalar)> {
         | PgTypeKind::Array(_)
         | PgTypeKind::Range(_) => None,
     }
+}
+
+/// int2vector and oidvector have elements, and a text that is no array's.
+fn is_vector(info: &PgTypeInfo) -> bool {
+    info.oid().is_some_and(|oid| matches!(oid.0, 22 | 30))
 }
 
 /// `None` for a type of which only the identifier is known: sqlx panics for its kind.

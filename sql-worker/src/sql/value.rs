@@ -14,6 +14,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use serde_json::{Number, Value};
 
+use super::params::to_text;
+
 /// How the values of a column are decoded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Codec {
@@ -115,6 +117,11 @@ impl Codec {
 }
 
 impl Scalar {
+    /// The name of a type that has this format.
+    fn name(self) -> &'static str {
+        SCALARS.iter().find(|(.., scalar)| *scalar == self).map_or("text", |(_, name, _)| name)
+    }
+
     fn decode(self, bytes: &[u8]) -> Result<Value, Malformed> {
         Ok(match self {
             Self::Bool => match bytes {
@@ -230,7 +237,8 @@ fn bits(bytes: &[u8]) -> Result<String, Malformed> {
     Ok(data.iter().flat_map(|byte| (0..8).map(move |at| bit(byte, at))).take(len).collect())
 }
 
-/// An array as nested JSON arrays. Lower bounds other than 1 are not shown.
+/// An array as nested JSON arrays; as PostgreSQL's literal, `[0:1]={…}`, where a lower bound is
+/// not 1.
 fn array(scalar: Scalar, bytes: &[u8]) -> Result<Value, Malformed> {
     let (dimensions, rest) = take::<4>(bytes)?;
     let (_has_null, rest) = take::<4>(rest)?;
@@ -241,9 +249,11 @@ fn array(scalar: Scalar, bytes: &[u8]) -> Result<Value, Malformed> {
         _ => return Err(Malformed),
     };
     let mut lengths = Vec::new();
+    let (mut bounds, mut usual) = (String::new(), true);
     for _ in 0..dimensions {
         let (length, tail) = take::<4>(rest)?;
-        let (_lower_bound, tail) = take::<4>(tail)?;
+        let (lower_bound, tail) = take::<4>(tail)?;
+        let lower_bound = i64::from(i32::from_be_bytes(lower_bound));
         let length = u32::try_from(i32::from_be_bytes(length)).map_err(|_negative| Malformed)?;
         // An empty array has no dimensions. One with a length of zero would let the others
         // claim any amount of work for no bytes at all.
@@ -251,13 +261,23 @@ fn array(scalar: Scalar, bytes: &[u8]) -> Result<Value, Malformed> {
             return Err(Malformed);
         }
         lengths.push(length);
+        usual &= lower_bound == 1;
+        bounds.push_str(&format!("[{lower_bound}:{}]", lower_bound + i64::from(length) - 1));
         rest = tail;
     }
     if lengths.is_empty() {
         return Ok(Value::Array(Vec::new()));
     }
     let value = elements(scalar, &lengths, &mut rest)?;
-    if rest.is_empty() { Ok(value) } else { Err(Malformed) }
+    if !rest.is_empty() {
+        return Err(Malformed);
+    }
+    if usual {
+        return Ok(value);
+    }
+    let literal = to_text(&value, &format!("{}[]", scalar.name()), 0);
+    let literal = literal.ok().flatten().ok_or(Malformed)?;
+    Ok(format!("{bounds}={literal}").into())
 }
 
 fn elements(scalar: Scalar, lengths: &[u32], rest: &mut &[u8]) -> Result<Value, Malformed> {
@@ -334,6 +354,17 @@ mod tests {
         assert_eq!(Codec::Array(Scalar::Int4).decode(&bytes), Ok(json!([[1, null], [3, -4]])));
         let empty: Vec<u8> = [0, 0, 23].into_iter().flat_map(i32::to_be_bytes).collect();
         assert_eq!(Codec::Array(Scalar::Int4).decode(&empty), Ok(json!([])));
+    }
+
+    #[test]
+    fn lower_bounds_are_kept() {
+        let mut bytes: Vec<u8> = [1, 0, 17, 2, -1].into_iter().flat_map(i32::to_be_bytes).collect();
+        for element in [&[0xde_u8, 0xad][..], &[]] {
+            bytes.extend(i32::try_from(element.len()).unwrap().to_be_bytes());
+            bytes.extend(element);
+        }
+        let expected = json!(r#"[-1:0]={"\\xdead","\\x"}"#);
+        assert_eq!(Codec::Array(Scalar::Bytea).decode(&bytes), Ok(expected));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use credbroker_sql_worker::error::Failure;
 use credbroker_sql_worker::sql::{
-    Answer, Format, Limits, Params, Pool, PoolSettings, Statement, Target, execute,
+    Answer, Format, Limits, Params, Policy, Pool, PoolSettings, Role, Statement, Target, execute,
 };
 use tempfile::TempDir;
 
@@ -46,7 +46,7 @@ impl Cluster {
         std::fs::set_permissions(directory.path(), Permissions::from_mode(0o777)).unwrap();
         let data = directory.path().join("data");
         let status = unprivileged("initdb")
-            .args(["--no-sync", "--auth=trust", "--username=app", "--encoding=UTF8"])
+            .args(["--no-sync", "--auth=trust", "--username=postgres", "--encoding=UTF8"])
             .args(["--locale=C", "--pgdata"])
             .arg(&data)
             .stdout(Stdio::null())
@@ -68,10 +68,23 @@ impl Cluster {
         let cluster = Self { server, directory };
         let ready = || {
             let mut probe = unprivileged("pg_isready");
-            probe.args(["-q", "-h"]).arg(cluster.door()).status().unwrap().success()
+            probe
+                .args(["-q", "-U", "postgres", "-h"])
+                .arg(cluster.door())
+                .status()
+                .unwrap()
+                .success()
         };
         for _ in 0..300 {
             if ready() {
+                // The workers' role: it may do what it likes in its own database.
+                let made = unprivileged("psql")
+                    .args(["-qX", "-v", "ON_ERROR_STOP=1", "-U", "postgres", "-h"])
+                    .arg(cluster.door())
+                    .args(["-c", "create role app login createdb", "-c"])
+                    .arg("alter database postgres owner to app")
+                    .status();
+                assert!(made.unwrap().success(), "the role was not made");
                 return cluster;
             }
             std::thread::sleep(Duration::from_millis(50));
@@ -79,12 +92,29 @@ impl Cluster {
         panic!("the server did not start");
     }
 
+    /// A superuser's session, past the worker: to prepare, and to look.
+    pub(crate) fn superuser(&self) -> Pool {
+        let policy = Policy { allow_roles: [Role::Superuser].into(), ..Policy::read_write() };
+        Pool::new(self.target_as("postgres").with_policy(Arc::new(policy)), SETTINGS)
+    }
+
     pub(crate) fn door(&self) -> &Path {
         self.directory.path()
     }
 
+    /// Read-write.
     pub(crate) fn target(&self) -> Target {
-        Target::door(self.door(), "postgres", "app", "token", LIMITS.statement_timeout)
+        self.target_as("app").with_policy(Arc::new(Policy::read_write()))
+    }
+
+    /// As another role, read-only.
+    pub(crate) fn target_as(&self, role: &str) -> Target {
+        Target::door(self.door(), "postgres", role, "token", LIMITS.statement_timeout)
+    }
+
+    /// The same, as connections are by default.
+    pub(crate) fn read_only(&self) -> Pool {
+        Pool::new(self.target_as("app"), SETTINGS)
     }
 
     pub(crate) fn pool(&self) -> Pool {

@@ -1,0 +1,278 @@
+//! Masked columns and offered tables: an aid against what a model should not see, and no
+//! boundary. The boundary is what the database role may read.
+//!
+//! Which tables a statement reads is not read out of its text. The server locks every table,
+//! those behind views and inside of functions included, and keeps the locks until our
+//! transaction ends; so they are asked for once when the statement was described, and again
+//! when it has run, before anything of it is shown. Where a value comes from is told by the
+//! server for plain columns only; of a statement that reads a table with masked columns,
+//! everything else is masked as well.
+
+use std::collections::BTreeSet;
+
+use sqlx::postgres::types::Oid;
+use sqlx::postgres::{PgColumn, PgConnection};
+
+use super::pattern::{ColumnPattern, TablePattern};
+use crate::error::{Code, Failure};
+
+/// What is shown in place of a masked value, NULL included.
+pub(super) const MASK: &str = "[masked]";
+
+/// Catalogues that hold values of the tables' columns.
+const VALUE_STATISTICS: [&str; 2] = ["pg_statistic", "pg_statistic_ext_data"];
+
+/// What a connection does not show.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Guard {
+    /// Columns whose values are masked.
+    pub mask: Vec<ColumnPattern>,
+    /// The only tables that are offered; `None` for all.
+    pub tables: Option<Vec<TablePattern>>,
+}
+
+/// A table that a statement has locked, with what it inherits from.
+struct Touched {
+    oid: Oid,
+    ancestor: Oid,
+    kind: String,
+    schema: String,
+    name: String,
+    columns: Vec<(i16, String)>,
+}
+
+/// What a statement reads, as far as its description tells: only [`Guard::inspect`] makes one.
+#[derive(Debug)]
+pub(super) struct Inspected {
+    /// Tables that have masked columns, their ancestors included.
+    masking: BTreeSet<u32>,
+    /// Columns that may be shown: table and number.
+    open: BTreeSet<(u32, i16)>,
+}
+
+/// Every name is qualified, for `search_path` is the role's. What was dropped meanwhile has no
+/// name any more.
+const TOUCHED: &str = "
+with recursive touched(oid) as (
+  select distinct l.relation from pg_catalog.pg_locks l
+  where l.locktype operator(pg_catalog.=) 'relation'
+    and l.pid operator(pg_catalog.=) pg_catalog.pg_backend_pid()
+), family(oid, ancestor) as (
+  select t.oid, t.oid from touched t
+  union
+  select f.oid, i.inhparent from family f
+  join pg_catalog.pg_inherits i on i.inhrelid operator(pg_catalog.=) f.ancestor
+)
+select f.oid, f.ancestor, coalesce(c.relkind::pg_catalog.text, ''),
+  coalesce(n.nspname::pg_catalog.text, ''), coalesce(c.relname::pg_catalog.text, ''),
+  array(select a.attnum from pg_catalog.pg_attribute a
+        where a.attrelid operator(pg_catalog.=) f.oid and not a.attisdropped order by a.attnum),
+  array(select a.attname::pg_catalog.text from pg_catalog.pg_attribute a
+        where a.attrelid operator(pg_catalog.=) f.oid and not a.attisdropped order by a.attnum)
+from family f
+left join pg_catalog.pg_class c on c.oid operator(pg_catalog.=) f.ancestor
+left join pg_catalog.pg_namespace n on n.oid operator(pg_catalog.=) c.relnamespace";
+
+type Row = (Oid, Oid, String, String, String, Vec<i16>, Vec<String>);
+
+impl Guard {
+    /// Whether there is nothing to look at.
+    pub(super) fn is_open(&self) -> bool {
+        self.mask.is_empty() && self.tables.is_none()
+    }
+
+    /// Whether an error of the server may hold what is masked.
+    pub(super) fn withholds_errors(&self) -> bool {
+        !self.mask.is_empty()
+    }
+
+    /// Looks at what the statement that was just described reads.
+    pub(super) async fn inspect(&self, connection: &mut PgConnection) -> Result<Inspected, Error> {
+        let touched = touched(connection).await?;
+        self.check_tables(&touched)?;
+        let mut seen = Inspected { masking: BTreeSet::new(), open: BTreeSet::new() };
+        for relation in &touched {
+            let masked = self.masked(&touched, relation.oid);
+            if !masked.is_empty() {
+                seen.masking.extend([relation.oid.0, relation.ancestor.0]);
+            }
+            // Values in a view's column may come from anywhere.
+            if relation.oid == relation.ancestor && relation.kind != "v" {
+                let open = relation.columns.iter().map(|(number, _)| *number);
+                let open = open.filter(|number| !masked.contains(number));
+                seen.open.extend(open.map(|number| (relation.oid.0, number)));
+            }
+        }
+        Ok(seen)
+    }
+
+    /// Looks again when the statement has run: functions may have read more.
+    pub(super) async fn confirm(
+        &self,
+        connection: &mut PgConnection,
+        seen: &Inspected,
+    ) -> Result<(), Error> {
+        let touched = touched(connection).await?;
+        self.check_tables(&touched)?;
+        let oids: BTreeSet<u32> = touched.iter().map(|relation| relation.oid.0).collect();
+        let known = |oid: u32| {
+            let mut family = touched.iter().filter(|relation| relation.oid.0 == oid);
+            family.any(|relation| seen.masking.contains(&relation.ancestor.0))
+        };
+        if oids.into_iter().any(|oid| !known(oid) && !self.masked(&touched, Oid(oid)).is_empty()) {
+            let what = "a function in the statement reads a table with masked columns";
+            return Err(Failure::new(Code::AccessDenied, what).into());
+        }
+        Ok(())
+    }
+
+    /// The numbers of a table's masked columns, by its own name and those of its ancestors.
+    fn masked(&self, touched: &[Touched], oid: Oid) -> BTreeSet<i16> {
+        let family = touched.iter().filter(|relation| relation.oid == oid && !relation.is_system());
+        let masks = |relation: &Touched, column: &str| {
+            let mut mask = self.mask.iter();
+            mask.any(|mask| mask.matches(&relation.schema, &relation.name, column))
+        };
+        family
+            .flat_map(|relation| {
+                let columns = relation.columns.iter();
+                columns.filter(move |(_, name)| masks(relation, name)).map(|(number, _)| *number)
+            })
+            .collect()
+    }
+
+    fn check_tables(&self, touched: &[Touched]) -> Result<(), Failure> {
+        if touched.iter().any(|relation| {
+            relation.is_system() && VALUE_STATISTICS.contains(&relation.name.as_str())
+        }) {
+            return Err(Failure::new(
+                Code::AccessDenied,
+                "the planner's statistics hold values of tables, and are not offered here",
+            ));
+        }
+        let Some(tables) = &self.tables else {
+            return Ok(());
+        };
+        let offered = |oid: Oid| {
+            let mut family = touched.iter().filter(|relation| relation.oid == oid);
+            family.any(|relation| {
+                let mut tables = tables.iter();
+                relation.is_system()
+                    || tables.any(|table| table.matches(&relation.schema, &relation.name))
+            })
+        };
+        if touched.iter().all(|relation| relation.is_index() || offered(relation.oid)) {
+            return Ok(());
+        }
+        Err(Failure::new(Code::AccessDenied, "the statement uses a table that is not offered here")
+            .with_hint(
+                "what a view reads counts too; the offered tables are those of `tables` in the \
+                 worker's configuration",
+            ))
+    }
+}
+
+impl Inspected {
+    /// Whether a column of the result must not be shown; `harmless` is asked for those whose
+    /// origin is not known.
+    pub(super) fn masks(&self, column: &PgColumn, harmless: impl FnOnce() -> bool) -> bool {
+        if self.masking.is_empty() {
+            return false;
+        }
+        match column.relation_id().zip(column.relation_attribute_no()) {
+            // Numbers below zero are the server's own: ctid, tableoid, ….
+            Some((table, number)) => number > 0 && !self.open.contains(&(table.0, number)),
+            None => !harmless(),
+        }
+    }
+
+    /// Whether columns without an origin matter.
+    pub(super) fn has_masks(&self) -> bool {
+        !self.masking.is_empty()
+    }
+}
+
+impl Touched {
+    fn is_system(&self) -> bool {
+        matches!(self.schema.as_str(), "pg_catalog" | "information_schema" | "pg_toast")
+    }
+
+    fn is_index(&self) -> bool {
+        matches!(self.kind.as_str(), "i" | "I")
+    }
+}
+
+/// Why a statement was stopped.
+pub(super) enum Error {
+    /// By what it reads.
+    Refused(Failure),
+    /// The server did not tell.
+    Server(sqlx::Error),
+}
+
+impl From<Failure> for Error {
+    fn from(failure: Failure) -> Self {
+        Self::Refused(failure)
+    }
+}
+
+async fn touched(connection: &mut PgConnection) -> Result<Vec<Touched>, Error> {
+    let rows: Vec<Row> = sqlx::query_as(TOUCHED)
+        .persistent(false)
+        .fetch_all(connection)
+        .await
+        .map_err(Error::Server)?;
+    let touched = rows.into_iter().map(|(oid, ancestor, kind, schema, name, numbers, names)| {
+        let columns = numbers.into_iter().zip(names).collect();
+        Touched { oid, ancestor, kind, schema, name, columns }
+    });
+    Ok(touched.collect())
+}
+
+/// Which columns the plan shows to be `count(*)`: a number of rows, and no value of any.
+///
+/// `plan` is what EXPLAIN (VERBOSE, FORMAT JSON) gives. Only below nodes that pass an
+/// aggregate's columns on is the text of a column what it is: an Append shows that of its
+/// first input alone.
+pub(super) fn counts(plan: &serde_json::Value) -> Vec<bool> {
+    let Some(root) = plan.pointer("/0/Plan") else {
+        return Vec::new();
+    };
+    let mut node = root;
+    loop {
+        match node.get("Node Type").and_then(serde_json::Value::as_str) {
+            Some("Aggregate") => break,
+            Some("Sort" | "Incremental Sort" | "Limit") => match node.pointer("/Plans/0") {
+                Some(input) => node = input,
+                None => return Vec::new(),
+            },
+            _ => return Vec::new(),
+        }
+    }
+    let output = root.get("Output").and_then(serde_json::Value::as_array);
+    let is_count = |text: &serde_json::Value| {
+        text.as_str().is_some_and(|text| matches!(text, "count(*)" | "(count(*))"))
+    };
+    output.into_iter().flatten().map(is_count).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn only_an_aggregate_on_top_counts() {
+        let aggregate =
+            json!({"Node Type": "Aggregate", "Output": ["count(*)", "max(u.email)", "(count(*))"]});
+        assert_eq!(counts(&json!([{"Plan": aggregate}])), [true, false, true]);
+        let sort = json!([{"Plan": {"Node Type": "Sort", "Output": ["(count(*))", "u.a"],
+            "Plans": [aggregate]}}]);
+        assert_eq!(counts(&sort), [true, false]);
+        let append = json!([{"Plan": {"Node Type": "Append", "Output": ["(count(*))"],
+            "Plans": [aggregate]}}]);
+        assert_eq!(counts(&append), [] as [bool; 0]);
+        assert_eq!(counts(&json!(null)), [] as [bool; 0]);
+    }
+}
