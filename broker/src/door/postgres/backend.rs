@@ -135,6 +135,18 @@ impl LoginFault {
     pub(super) fn is_no_entry(&self) -> bool {
         matches!(self, Self::Refused { sqlstate, .. } if sqlstate == "28000")
     }
+
+    /// Whether the server takes nobody now (`cannot_connect_now`): it starts, stops or recovers.
+    pub(super) fn is_for_now(&self) -> bool {
+        match self {
+            Self::Server { sqlstate, .. } | Self::Unproven(sqlstate) => sqlstate == "57P03",
+            Self::Dial(_)
+            | Self::Link(_)
+            | Self::Untrusted(_)
+            | Self::Refused { .. }
+            | Self::Held { .. } => false,
+        }
+    }
 }
 
 /// A refusal of the credential. That the secret is wrong is something else than that this role,
