@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use super::backend::{Authenticated, LoginFault, LoginRequest, log_in};
+use super::codec::Parameter;
 use crate::core::Opening;
 use crate::credential::{Attempt, Credential, Open};
 use crate::upstream::{DialError, Link, Route};
@@ -19,7 +20,7 @@ impl From<Open> for LoginFault {
 /// Logs in for an opening. At most two logins, and none while the server is left alone.
 pub(super) async fn log_in_for(
     opening: &Opening,
-    parameters: &[(String, String)],
+    parameters: &[Parameter],
 ) -> Result<Authenticated, LoginFault> {
     let credential = opening.credential();
     let attempt = match credential.breaker().enter().await {
@@ -65,7 +66,7 @@ pub(super) async fn log_in_for(
 async fn once(
     opening: &Opening,
     credential: &Arc<Credential>,
-    parameters: &[(String, String)],
+    parameters: &[Parameter],
 ) -> Result<Authenticated, LoginFault> {
     let attempt = credential.breaker().enter().await?;
     let answer = try_with(opening, credential, &attempt, parameters).await;
@@ -101,7 +102,7 @@ async fn try_with(
     opening: &Opening,
     credential: &Arc<Credential>,
     attempt: &Attempt<'_>,
-    parameters: &[(String, String)],
+    parameters: &[Parameter],
 ) -> Result<Authenticated, LoginFault> {
     let request = LoginRequest {
         connection: opening.connection(),

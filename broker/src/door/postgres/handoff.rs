@@ -121,7 +121,10 @@ impl OpenRequest {
             user: String::new(),
             database: Some(database).filter(|database| !database.is_empty()),
             replication: replication.into_iter().next_back().map(|(_, value)| value),
-            parameters,
+            parameters: parameters
+                .into_iter()
+                .map(|(name, value)| (name, value.into_bytes()))
+                .collect(),
             options: Vec::new(),
             minor: 0,
         };
@@ -464,7 +467,7 @@ mod tests {
         let good = request("", &[("application_name", "x"), ("replication", "database")]).unwrap();
         assert_eq!(good.startup.database, None);
         assert_eq!(good.startup.replication.as_deref(), Some("database"));
-        assert_eq!(good.startup.parameters, [("application_name".to_owned(), "x".to_owned())]);
+        assert_eq!(good.startup.parameters, [("application_name".to_owned(), b"x".to_vec())]);
         let long = "x".repeat(MAX_STARTUP);
         for bad in [
             [("application_name", long.as_str())],
