@@ -7,20 +7,20 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use thiserror::Error;
 use tokio::runtime::Runtime;
 use tracing::{error, info};
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::{Layer as _, SubscriberExt as _};
 use tracing_subscriber::util::SubscriberInitExt as _;
 
-use self::runtime_dir::{RuntimeDir, RuntimeDirError};
-use crate::arena::{Arena, RegionError};
-use crate::audit::{Audit, Event, Outcome, Record, SinkError};
+use self::runtime_dir::RuntimeDir;
+use self::start_error::StartError;
+use crate::arena::Arena;
+use crate::audit::{Audit, Event, Outcome, Record};
 use crate::cli::{Command, HealthArgs};
-use crate::config::{Config, ConfigError, Places};
+use crate::config::{Config, Places};
 use crate::connection::{Hosts, Tls};
-use crate::core::{Core, Parts, Reloading, Settings, SuspensionError, SuspensionFile};
+use crate::core::{Core, Parts, Reloading, Settings, SuspensionFile};
 use crate::credential::Credentials;
 use crate::door::ends::Ends;
 use crate::door::postgres::Door;
@@ -28,19 +28,19 @@ use crate::door::postgres::handoff::Handoffs;
 use crate::door::relay::workers::Workers;
 use crate::exit::Exit;
 use crate::handle::ExpiryQueue;
-use crate::harden::{self, HardenError, Inherited, Paths};
-use crate::health::{self, Unhealthy};
-use crate::keeper::{Keeper, KeeperError};
-use crate::metrics::{self, Metrics, MetricsError};
+use crate::harden::{self, Inherited, Paths};
+use crate::health;
+use crate::keeper::Keeper;
+use crate::metrics::{self, Metrics};
 use crate::packet::{Closing, Edge};
-use crate::peer::{BindError, Listener, SocketAccess};
+use crate::peer::{Listener, SocketAccess};
 use crate::posture::Posture;
 use crate::rpc::Audience;
 use crate::shutdown::{Asked, Signals};
-use crate::source::SourceError;
 use crate::{notify, rpc, sys};
 
 mod runtime_dir;
+mod start_error;
 
 /// The names of the sockets that a service manager may pass (FileDescriptorName=).
 const BROKER: &str = "broker";
@@ -50,41 +50,6 @@ const ADMIN: &str = "admin";
 const ADMIN_PACKET: &str = "admin-packet";
 /// After the last session is gone: for records, answers and closing sockets.
 const SETTLE_WITHIN: Duration = Duration::from_secs(5);
-
-/// Why the broker did not start, in one line.
-#[derive(Debug, Error)]
-enum StartError {
-    #[error(transparent)]
-    Harden(#[from] HardenError),
-    #[error(transparent)]
-    Config(#[from] ConfigError),
-    #[error(transparent)]
-    Keeper(#[from] KeeperError),
-    #[error(transparent)]
-    Arena(#[from] RegionError),
-    #[error(transparent)]
-    Audit(#[from] SinkError),
-    #[error(transparent)]
-    RuntimeDir(#[from] RuntimeDirError),
-    #[error(transparent)]
-    Bind(#[from] BindError),
-    #[error(transparent)]
-    Suspension(#[from] SuspensionError),
-    #[error(transparent)]
-    Metrics(#[from] MetricsError),
-    #[error(transparent)]
-    Source(#[from] SourceError),
-    #[error(transparent)]
-    Unhealthy(#[from] Unhealthy),
-    #[error(
-        "the service manager passed a socket named {0:?}, which means nothing here: use FileDescriptorName=broker, packet, postgres, admin or admin-packet"
-    )]
-    UnknownSocket(String),
-    #[error("the audit log cannot be written, so the broker does not start")]
-    NoAudit,
-    #[error("the runtime could not be started: {0}")]
-    Runtime(#[source] std::io::Error),
-}
 
 /// Everything is bound, loaded and locked down; nothing is served yet.
 struct App {
@@ -365,34 +330,6 @@ fn usual_runtime_dir() -> PathBuf {
         Some(dir) => PathBuf::from(dir),
         None if machine.exists() => machine.to_owned(),
         None => Places::find(None).runtime_dir,
-    }
-}
-
-impl StartError {
-    fn exit(&self) -> Exit {
-        match self {
-            Self::Config(error) if error.is_permission() => Exit::NoPermission,
-            Self::Source(error) if error.fault.is_permission() => Exit::NoPermission,
-            Self::Source(error) if error.fault.is_passing() => Exit::Unavailable,
-            Self::RuntimeDir(error) if error.is_permission() => Exit::NoPermission,
-            Self::Metrics(MetricsError::Place { .. }) => Exit::Config,
-            Self::Audit(error) if error.is_permission() => Exit::NoPermission,
-            Self::Config(_)
-            | Self::Source(_)
-            | Self::Suspension(_)
-            | Self::RuntimeDir(RuntimeDirError::TooLong { .. })
-            | Self::UnknownSocket(_) => Exit::Config,
-            Self::Bind(BindError::PathTooLong { .. } | BindError::NotOurs { .. }) => Exit::Config,
-            Self::Arena(RegionError::CapacityTooSmall { .. }) => Exit::Config,
-            Self::Arena(_)
-            | Self::Audit(_)
-            | Self::NoAudit
-            | Self::RuntimeDir(_)
-            | Self::Metrics(_)
-            | Self::Bind(BindError::Bind { .. })
-            | Self::Unhealthy(_) => Exit::Unavailable,
-            Self::Harden(_) | Self::Keeper(_) | Self::Runtime(_) => Exit::Software,
-        }
     }
 }
 

@@ -30,7 +30,7 @@ mod replacing;
 mod rules;
 mod salted;
 
-pub(crate) use self::breaker::{Attempt, Breaker, Open, Refused, Verdict};
+pub(crate) use self::breaker::{Attempt, Breaker, BreakerView, Open, Refused, Verdict};
 use self::replacing::sources;
 pub(crate) use self::rules::{ChannelBinding, LoginRules, Method, SecretForm};
 pub(crate) use self::salted::{SaltedPassword, SaltedPasswords};
@@ -123,6 +123,8 @@ pub(crate) struct CredentialView {
     pub(crate) stale_since: Option<SystemTime>,
     /// Why.
     pub(crate) last_problem: Option<String>,
+    /// `None` while the server takes it, as far as is known.
+    pub(crate) breaker: Option<BreakerView>,
 }
 
 /// The credential of every connection. Cheap to clone; clones are the same.
@@ -252,6 +254,7 @@ impl Credentials {
             persistent: entry.persistent,
             stale_since: entry.problem.as_ref().map(|problem| problem.since),
             last_problem: entry.problem.as_ref().map(|problem| problem.text.clone()),
+            breaker: current.breaker.view(),
         })
     }
 

@@ -27,19 +27,21 @@ use zeroize::Zeroize as _;
 pub(crate) use self::closing::Closing;
 use self::closing::NoRoom;
 use self::decode::{Malformed, Request, Verb, decode};
+use self::delivery::Deliveries;
 use self::memfd::{Fault, Memfds};
 use self::presence::Presence;
 use self::socket::{Packet, Socket};
 use crate::arena::Slot;
 use crate::core::{Core, Issued, Refusal, Why};
 use crate::door::postgres::Door;
-use crate::door::postgres::handoff::{Handed, NotHanded, OpenRequest};
+use crate::door::postgres::handoff::{Delivery, Handed, NotHanded, OpenRequest};
 use crate::lobby::Lobby;
 use crate::peer::{Accepting, Peer, Uid};
 use crate::rpc::{Audience, convert};
 
 mod closing;
 mod decode;
+mod delivery;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
 mod memfd;
@@ -94,11 +96,11 @@ impl Rider {
         }
     }
 
-    /// It has left.
-    fn sent(self) {
+    /// It has left; whether a socket arrives, shows later.
+    fn sent(self) -> Option<Delivery> {
         match self {
-            Self::Nothing | Self::Memfd(_) => {}
-            Self::Socket(handed) => handed.delivered(),
+            Self::Nothing | Self::Memfd(_) => None,
+            Self::Socket(handed) => Some(handed.sent()),
         }
     }
 }
@@ -152,7 +154,13 @@ impl Edge {
             let talk = Conversation { edge: self.clone(), peer, audience, presence };
             self.core.tasks().spawn(async move {
                 let _place = place;
-                if let Err(error) = talk.run(&socket).await {
+                let mut deliveries = Deliveries::default();
+                let ended = talk.run(&socket, &mut deliveries).await;
+                if talk.audience == Audience::Workloads && talk.edge.core.is_draining() {
+                    deliveries.arrived();
+                }
+                deliveries.conclude(&socket, &ended).await;
+                if let Err(error) = ended {
                     debug!(%uid, %error, "a packet connection ended badly");
                 }
                 // It takes along whatever the peer still had in it. Until there is room the peer
@@ -179,7 +187,7 @@ impl Edge {
 
 impl Conversation {
     /// Answers requests until the peer ends its side, or the broker drains.
-    async fn run(&self, socket: &Socket) -> io::Result<()> {
+    async fn run(&self, socket: &Socket, deliveries: &mut Deliveries) -> io::Result<()> {
         let core = &self.edge.core;
         let draining = self.audience.over(core);
         tokio::pin!(draining);
@@ -194,12 +202,15 @@ impl Conversation {
             if self.audience == Audience::Workloads && core.is_draining() {
                 left -= 1;
             }
+            deliveries.look(socket);
             let sent = self.answer(socket, request, &mut descriptors, &mut buffer).await;
             if !descriptors.is_empty() {
                 // Whose descriptors cannot be closed is not read from.
                 self.edge.closing.close(Some(self.peer.uid()), descriptors).await;
             }
-            sent?;
+            if let Some(delivery) = sent? {
+                deliveries.sent(delivery);
+            }
         }
         Ok(())
     }
@@ -210,7 +221,7 @@ impl Conversation {
         request: Result<Request, Malformed>,
         descriptors: &mut Vec<OwnedFd>,
         buffer: &mut Vec<u8>,
-    ) -> io::Result<()> {
+    ) -> io::Result<Option<Delivery>> {
         let id = match &request {
             Ok(request) => request.id,
             Err(malformed) => malformed.id,
@@ -224,9 +235,7 @@ impl Conversation {
         let reply = PacketReply { id, reply: Some(reply) };
         reply.encode(buffer).map_err(io::Error::other)?;
         let sent = socket.send(buffer, rider.descriptor()).await;
-        if sent.is_ok() {
-            rider.sent();
-        }
+        let sent = sent.map(|()| rider.sent());
         if matches!(reply.reply, Some(Reply::Issued(_) | Reply::Registered(_))) {
             // The only copy of a token is its holder's.
             buffer.zeroize();

@@ -126,6 +126,22 @@ pub(crate) fn register(
     registered.map_err(|failed| failed.into_parts())
 }
 
+/// How much of what was sent on a Unix socket its peer has not read, in bytes of the kernel's own
+/// memory: more than was written, and zero when all is read (SIOCOUTQ; the kernel's
+/// unix_ioctl()).
+///
+/// # Errors
+/// When it is no socket.
+pub(crate) fn unread_by_peer(socket: BorrowedFd<'_>) -> io::Result<usize> {
+    let mut unread: libc::c_int = 0;
+    // SAFETY: the request, which is TIOCOUTQ by another name, writes one int to a live one.
+    let answer = unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut unread) };
+    if answer < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    usize::try_from(unread).map_err(io::Error::other)
+}
+
 /// What the kernel knows of a TCP connection (tcp(7), TCP_INFO).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct TcpInfo {

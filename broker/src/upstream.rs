@@ -25,6 +25,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use self::distrust::Distrust;
+pub(crate) use self::plan::Route;
 use crate::connection::{Check, Negotiation};
 use crate::peer::Uid;
 use crate::socket::Socket;

@@ -13,8 +13,8 @@ use tonic::{Response, Status as Refusal};
 
 pub use self::info::{
     AdminConnection, AdminHandleList, ArenaUse, AuditHead, AuditLine, Considered, CredentialInfo,
-    Cut, Explanation, HandleFilter, KeyRotation, PeerDescription, Reloaded, Scope, SessionInfo,
-    SessionList, Status, Suspension, Validation,
+    Cut, Explanation, HandleFilter, KeyRotation, OpenBreaker, PeerDescription, Reloaded, Scope,
+    SessionInfo, SessionList, Status, Suspension, Validation,
 };
 use crate::connector::Connector;
 use crate::{ClientBuilder, Error, Events, WhoAmI, channel};

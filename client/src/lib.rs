@@ -71,8 +71,8 @@ mod token;
 
 pub use admin::{
     AdminClient, AdminConnection, AdminHandleList, ArenaUse, AuditHead, AuditLine, Considered,
-    CredentialInfo, Cut, Explanation, HandleFilter, KeyRotation, PeerDescription, Reloaded, Scope,
-    SessionInfo, SessionList, Status, Suspension, Validation,
+    CredentialInfo, Cut, Explanation, HandleFilter, KeyRotation, OpenBreaker, PeerDescription,
+    Reloaded, Scope, SessionInfo, SessionList, Status, Suspension, Validation,
 };
 pub use builder::ClientBuilder;
 pub use channel::Events;

@@ -15,12 +15,12 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
-pub use self::case::{Case, Expected, Mode, Phase, Say, Then};
-pub use self::cases::ask;
+pub use self::case::{Case, Choice, Expected, Mode, Phase, Say, Then};
+pub use self::cases::{ask, say};
 pub use self::certificates::{Authority, ServerTls};
 pub use self::evidence::Evidence;
 pub use self::middle::{Heard, Middle, replay};
-pub use self::scram::{Secrets, Verifier};
+pub use self::scram::{Proven, Secrets, Verifier};
 pub use self::wire::{Greeting, Wire, prelude};
 
 mod case;

@@ -18,6 +18,8 @@ use crate::peer::{Peer, Uid};
 use crate::policy::Operator;
 use crate::session::{CutReason, SessionId, SessionView};
 
+const SHUTTING_DOWN: &str = "the broker is shutting down";
+
 /// A connection as an operator sees it: nothing secret.
 #[derive(Debug)]
 pub(crate) struct ConnectionView {
@@ -99,18 +101,24 @@ impl Core {
         let record = scoped(Event::ConnectionSuspended, Outcome::Done, operator.peer(), &scope)
             .detail("handles_revoked", taken.handles.len())
             .detail("sessions_cut", taken.cuts.len());
-        self.shared.audit.always(&record);
         let counts = TakenAway { handles: taken.handles.len(), sessions: taken.cuts.len() };
-        let (problem, ()) = tokio::join!(
-            self.save_suspended(),
-            self.carry_out(Some(operator.peer()), CutReason::Suspended, taken)
-        );
+        let core = self.clone();
+        // It is in force; the record tells whether it will be after a restart too, even if whoever
+        // asked for it has gone.
+        let saved = self.shared.tasks.spawn(async move {
+            let problem = core.save_suspended().await;
+            core.shared.audit.always(&record.detail("persistent", problem.is_none()));
+            problem
+        });
+        let (saved, ()) =
+            tokio::join!(saved, self.carry_out(Some(operator.peer()), CutReason::Suspended, taken));
         timed.done();
+        let problem = saved.unwrap_or_else(|_cancelled| Some(SHUTTING_DOWN.to_owned()));
         SuspendedNow { taken: counts, problem }
     }
 
-    /// Ends a suspension: what grants again is audited first, and does not outlive the broker if
-    /// it cannot be saved.
+    /// Ends a suspension. What grants again is audited first and takes effect last: if it cannot be
+    /// saved in between, a second record says that nothing came of the first.
     pub(crate) async fn resume(
         &self,
         operator: &Operator,
@@ -121,16 +129,26 @@ impl Core {
         let audited = self.shared.audit.before(&record, scope).await;
         let scope =
             audited.map_err(|unavailable| self.unaudited(operator.peer(), None, &unavailable))?;
-        let _alone = self.shared.suspensions.one_at_a_time.lock().await;
-        let mut rest = self.state().suspended.clone();
-        rest.remove(scope.get());
-        if let Some(problem) = self.save(rest).await {
-            return Err(self.refuse(operator.peer(), None, Why::NotSaved(problem)));
-        }
-        let mut state = self.state();
-        state.suspended.remove(scope.get());
+        let failed =
+            scoped(Event::ConnectionResumed, Outcome::Failed, operator.peer(), scope.get())
+                .reason("not_saved");
+        let core = self.clone();
+        // Done to the end, even if whoever asked for it has gone.
+        let resumed = self.shared.tasks.spawn(async move {
+            let _alone = core.shared.suspensions.one_at_a_time.lock().await;
+            let mut rest = core.state().suspended.clone();
+            rest.remove(scope.get());
+            if let Some(problem) = core.save(rest).await {
+                core.shared.audit.always(&failed);
+                return Err(problem);
+            }
+            let mut state = core.state();
+            state.suspended.remove(scope.get());
+            Ok(state.suspended.names())
+        });
+        let resumed = resumed.await.unwrap_or_else(|_cancelled| Err(SHUTTING_DOWN.to_owned()));
         timed.done();
-        Ok(state.suspended.names())
+        resumed.map_err(|problem| self.refuse(operator.peer(), None, Why::NotSaved(problem)))
     }
 
     async fn save_suspended(&self) -> Option<String> {
@@ -148,7 +166,7 @@ impl Core {
         match saved {
             Ok(Ok(())) => None,
             Ok(Err(problem)) => Some(problem.to_string()),
-            Err(_cancelled) => Some("the broker is shutting down".to_owned()),
+            Err(_cancelled) => Some(SHUTTING_DOWN.to_owned()),
         }
     }
 

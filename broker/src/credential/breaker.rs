@@ -8,7 +8,7 @@
 #![forbid(unsafe_code)]
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::Notify;
 use tokio::time::timeout_at;
@@ -48,6 +48,15 @@ struct State {
 pub(crate) struct Open {
     /// When it makes sense to try again.
     pub(crate) retry: Duration,
+}
+
+/// An open breaker, as an operator sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct BreakerView {
+    /// When one login may try again; past, when none has.
+    pub(crate) open_until: SystemTime,
+    /// In a row.
+    pub(crate) refusals: u32,
 }
 
 /// Leave to log in once. Dropped, it says nothing of the credential.
@@ -134,6 +143,18 @@ impl Breaker {
     pub(crate) fn is_open(&self) -> Option<Open> {
         let until = self.state().until?;
         Some(Open { retry: until.saturating_duration_since(Instant::now()) })
+    }
+
+    /// What may be told of it. `None` when it is closed.
+    pub(crate) fn view(&self) -> Option<BreakerView> {
+        let state = self.state();
+        let (until, refusals) = (state.until?, state.refusals);
+        let (now, wall) = (Instant::now(), SystemTime::now());
+        let open_until = match until.checked_duration_since(now) {
+            Some(ahead) => wall + ahead,
+            None => wall - now.duration_since(until),
+        };
+        Some(BreakerView { open_until, refusals })
     }
 
     /// Whether it has opened since an attempt began: what is still on the way to the server need

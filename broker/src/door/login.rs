@@ -139,7 +139,9 @@ pub(crate) async fn login<P: Protocol>(
         Ok((session, permit)) => {
             let welcomed = tokio::select! {
                 biased;
-                // A client that does not read must not keep a session that was cut.
+                // A client that does not read must not keep a session that was cut. Nothing of its
+                // was relayed yet, so the server is idle: it ends with the link, and need not be
+                // asked to stop.
                 _ = session.cut() => return None,
                 welcomed = client.welcome(permit, &session, &mut upstream) => welcomed,
             };

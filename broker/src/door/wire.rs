@@ -86,9 +86,14 @@ impl Writer {
     }
 
     /// A text and the NUL that ends it. A NUL within would end it early, so the text is cut there.
-    pub(crate) fn c_str(mut self, text: &str) -> Self {
-        let text = text.split('\0').next().unwrap_or_default();
-        self.bytes.extend_from_slice(text.as_bytes());
+    pub(crate) fn c_str(self, text: &str) -> Self {
+        self.c_bytes(text.as_bytes())
+    }
+
+    /// The same, of a text in whatever encoding.
+    pub(crate) fn c_bytes(mut self, text: &[u8]) -> Self {
+        let text = text.split(|byte| *byte == 0).next().unwrap_or_default();
+        self.bytes.extend_from_slice(text);
         self.bytes.push(0);
         self
     }

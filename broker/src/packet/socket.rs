@@ -109,6 +109,40 @@ impl Socket {
         sent.await.unwrap_or_else(|_late| Err(io::ErrorKind::TimedOut.into()))
     }
 
+    /// Whether the peer has read all that was sent. `false` too when it cannot any more.
+    pub(super) fn is_all_read(&self) -> bool {
+        // In this order: a peer that closes its end first leaves the error, and then drops what it
+        // has not read.
+        let socket = self.fd.get_ref().as_fd();
+        sys::unread_by_peer(socket).is_ok_and(|unread| unread == 0)
+            && !is_in(socket, PollFlags::ERR)
+    }
+
+    /// The same, once the peer has had time to read.
+    pub(super) async fn are_all_read_at_last(&self) -> bool {
+        let Ok(second) = self.fd.get_ref().try_clone() else { return self.is_all_read() };
+        let Ok(writable) = sys::register(second, Interest::WRITABLE) else {
+            return self.is_all_read();
+        };
+        let read = timeout(UNREAD_FOR, async {
+            loop {
+                if self.is_all_read() {
+                    return true;
+                }
+                // Nobody reads there any more; what was just read is seen now.
+                if is_in(writable.get_ref().as_fd(), PollFlags::HUP) {
+                    return self.is_all_read();
+                }
+                // The kernel tells whenever a packet is read.
+                match writable.writable().await {
+                    Ok(mut ready) => ready.clear_ready(),
+                    Err(_shut_down) => return false,
+                }
+            }
+        });
+        read.await.unwrap_or(false)
+    }
+
     /// The descriptor, to be closed where that may take its time.
     pub(super) fn into_descriptor(self) -> OwnedFd {
         self.fd.into_inner()
@@ -157,6 +191,13 @@ fn is_at_end(socket: BorrowedFd<'_>) -> bool {
     let now = Timespec { tv_sec: 0, tv_nsec: 0 };
     let closed = !matches!(poll(&mut fds, Some(&now)), Ok(0));
     closed && ioctl_fionread(socket).is_ok_and(|waiting| waiting == 0)
+}
+
+/// Whether a socket is in this state at this moment (poll(2)).
+fn is_in(socket: BorrowedFd<'_>, state: PollFlags) -> bool {
+    let mut fds = [PollFd::from_borrowed_fd(socket, state)];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(&mut fds, Some(&now)).is_ok() && fds.iter().any(|fd| fd.revents().intersects(state))
 }
 
 fn send_now(

@@ -42,6 +42,10 @@ fn credential(view: CredentialView) -> v1::Credential {
         expires_at: view.expires_at.map(Timestamp::from),
         labels: view.labels.into_iter().collect(),
         persistent: view.persistent,
+        breaker: view.breaker.map(|open| v1::Breaker {
+            open_until: Some(Timestamp::from(open.open_until)),
+            refusals: open.refusals,
+        }),
     }
 }
 

@@ -1,31 +1,40 @@
 //! In what order a server is dialled: hosts, addresses, and where the TLS mode leaves a choice,
 //! ways to speak.
 //!
-//! The next one is tried when nobody answered, as libpq does (34.1.1.3). One that answers and
-//! fails to prove itself ends the dialling: otherwise whoever answers first would choose.
+//! The next one is tried when nobody answered, as libpq does (34.1.1.3), and when a server says
+//! that it takes nobody now. One that answers and fails to prove itself ends the dialling:
+//! otherwise whoever answers first would choose.
 
 #![forbid(unsafe_code)]
 
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 use tracing::debug;
 
 use super::tls::server_name;
 use super::{Address, DialError, Distrust, Link, Remote, Secured};
 use crate::connection::{Check, Connection, First, Hosts, Negotiation, TcpHost, Tls};
 
-/// For all hosts together; one address has `connect_timeout`, which is no longer.
+/// For all hosts together, and for the logins to those that refuse; one address has
+/// `connect_timeout`, which is no longer.
 const DIAL_WITHIN: Duration = Duration::from_secs(60);
 
-impl Link {
-    /// Dials a connection's server, trying its hosts and their addresses in order.
-    pub(crate) async fn dial(connection: &Connection) -> Result<Self, DialError> {
-        within(DIAL_WITHIN, in_order(connection)).await
-    }
+/// A connection's hosts, in order, from the one that is to be dialled next.
+#[derive(Debug)]
+pub(crate) struct Route<'a> {
+    connection: &'a Connection,
+    /// How many hosts were begun with.
+    begun: usize,
+    /// Those of the last of them that were not dialled.
+    addresses: std::vec::IntoIter<SocketAddr>,
+    until: Instant,
+}
 
+impl Link {
     /// Dials exactly where an earlier link led.
     pub(crate) async fn dial_again(remote: &Remote) -> Result<Self, DialError> {
         within(remote.timeout, remote.connect()).await
@@ -36,56 +45,75 @@ pub(super) async fn within<T>(
     limit: Duration,
     dial: impl Future<Output = Result<T, DialError>>,
 ) -> Result<T, DialError> {
-    match timeout(limit, dial).await {
-        Ok(answer) => answer,
-        Err(_elapsed) => Err(DialError::Unreachable(io::ErrorKind::TimedOut.into())),
-    }
+    timeout(limit, dial).await.unwrap_or_else(|_elapsed| Err(too_late()))
 }
 
-async fn in_order(connection: &Connection) -> Result<Link, DialError> {
-    let timeout = connection.connect_timeout;
-    let mut last =
-        DialError::Unreachable(io::Error::new(io::ErrorKind::NotFound, "the name has no address"));
-    let mut pass_over = |error: io::Error, what: &dyn std::fmt::Display| {
-        debug!(connection = %connection.name, %error, "no server at {what}");
-        last = DialError::Unreachable(error);
-    };
-    match &connection.hosts {
-        Hosts::Unix { sockets, server } => {
-            for socket in sockets {
-                let address = Address::Unix { path: socket.path(), server: *server };
-                let remote = Remote { address, tls: None, timeout };
-                match Link::dial_again(&remote).await {
-                    Err(DialError::Unreachable(error)) => pass_over(error, &remote),
-                    answer => return answer,
-                }
-            }
-        }
-        Hosts::Tcp(hosts) => {
-            for host in hosts {
-                let ways = Ways::of(&connection.tls, host)?;
-                let found = match within(timeout, lookup(host)).await {
-                    Ok(found) => found,
-                    Err(DialError::Unreachable(error)) => {
-                        pass_over(error, host);
-                        continue;
-                    }
-                    Err(untrusted) => return Err(untrusted),
-                };
-                for address in found {
-                    let address = Address::Tcp(address);
-                    match ways.dial(&address, timeout).await {
-                        Err(DialError::Unreachable(error)) => pass_over(error, host),
+fn too_late() -> DialError {
+    DialError::Unreachable(io::ErrorKind::TimedOut.into())
+}
+
+impl<'a> Route<'a> {
+    pub(crate) fn to(connection: &'a Connection) -> Self {
+        let until = Instant::now() + DIAL_WITHIN;
+        Self { connection, begun: 0, addresses: Vec::new().into_iter(), until }
+    }
+
+    /// Dials on, until somebody answers.
+    pub(crate) async fn dial(&mut self) -> Result<Link, DialError> {
+        timeout_at(self.until, self.in_order()).await.unwrap_or_else(|_elapsed| Err(too_late()))
+    }
+
+    /// Leaves the host that answered last, with what other addresses it has.
+    pub(crate) fn pass_host(&mut self) {
+        self.addresses = Vec::new().into_iter();
+    }
+
+    async fn in_order(&mut self) -> Result<Link, DialError> {
+        let Connection { name, hosts, tls, connect_timeout: timeout, .. } = self.connection;
+        let mut last = DialError::Unreachable(io::Error::new(
+            io::ErrorKind::NotFound,
+            "the name has no address",
+        ));
+        let mut pass_over = |error: io::Error, what: &dyn std::fmt::Display| {
+            debug!(connection = %name, %error, "no server at {what}");
+            last = DialError::Unreachable(error);
+        };
+        match hosts {
+            Hosts::Unix { sockets, server } => {
+                while let Some(socket) = sockets.get(self.begun) {
+                    self.begun += 1;
+                    let address = Address::Unix { path: socket.path(), server: *server };
+                    let remote = Remote { address, tls: None, timeout: *timeout };
+                    match Link::dial_again(&remote).await {
+                        Err(DialError::Unreachable(error)) => pass_over(error, &remote),
                         answer => return answer,
                     }
                 }
             }
+            Hosts::Tcp(hosts) => loop {
+                if let Some(host) = self.begun.checked_sub(1).and_then(|last| hosts.get(last)) {
+                    let ways = Ways::of(tls, host)?;
+                    for address in self.addresses.by_ref() {
+                        match ways.dial(&Address::Tcp(address), *timeout).await {
+                            Err(DialError::Unreachable(error)) => pass_over(error, host),
+                            answer => return answer,
+                        }
+                    }
+                }
+                let Some(host) = hosts.get(self.begun) else { break };
+                self.begun += 1;
+                match within(*timeout, lookup(host)).await {
+                    Ok(found) => self.addresses = found.into_iter(),
+                    Err(DialError::Unreachable(error)) => pass_over(error, host),
+                    Err(untrusted) => return Err(untrusted),
+                }
+            },
         }
+        Err(last)
     }
-    Err(last)
 }
 
-async fn lookup(host: &TcpHost) -> Result<Vec<std::net::SocketAddr>, DialError> {
+async fn lookup(host: &TcpHost) -> Result<Vec<SocketAddr>, DialError> {
     let found = tokio::net::lookup_host((host.host.as_str(), host.port)).await;
     found.map(Iterator::collect).map_err(DialError::Unreachable)
 }

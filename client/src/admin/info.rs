@@ -65,6 +65,25 @@ pub struct CredentialInfo {
     pub labels: BTreeMap<String, String>,
     /// Whether it outlives the broker.
     pub persistent: bool,
+    /// `None`: the server takes it, as far as is known.
+    pub breaker: Option<OpenBreaker>,
+}
+
+/// That a server has refused a credential, and is not asked again for a while.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct OpenBreaker {
+    /// When one login may try again. In the past: the next one does.
+    pub open_until: SystemTime,
+    /// Refusals in a row.
+    pub refusals: u32,
+}
+
+impl OpenBreaker {
+    fn from_wire(breaker: v1::Breaker) -> Result<Self, Error> {
+        let open_until = time("open_until", breaker.open_until)?;
+        Ok(Self { open_until, refusals: breaker.refusals })
+    }
 }
 
 impl CredentialInfo {
@@ -75,6 +94,7 @@ impl CredentialInfo {
             expires_at: optional_time("expires_at", credential.expires_at)?,
             labels: credential.labels.into_iter().collect(),
             persistent: credential.persistent,
+            breaker: credential.breaker.map(OpenBreaker::from_wire).transpose()?,
         })
     }
 }

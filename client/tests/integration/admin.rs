@@ -34,6 +34,7 @@ fn connection() -> v1::AdminConnection {
             expires_at: then(),
             labels: HashMap::from([("team".into(), "a\u{1b}[2J".into())]),
             persistent: false,
+            breaker: Some(v1::Breaker { open_until: then(), refusals: 3 }),
         }),
         suspended: true,
         sessions: 2,

@@ -115,8 +115,11 @@ fn a_connection_is_shown_with_what_may_be_known_of_its_credential() {
     assert!(text.contains("credential  version 3, 2026-11-24T05:38:09.000Z ("), "{text}");
     assert!(text.contains("kept        in memory, until the broker ends\n"), "{text}");
     assert!(text.contains("label       team=a?[2J\n"), "{text}");
+    let breaker = "breaker     open: the server has refused it 3 times; the next login tries it\n";
+    assert!(text.contains(breaker), "{text}");
     let shown = json(&broker, &["show", "main_db"]);
     assert_eq!(shown["credential"]["version"], 3);
+    assert_eq!(shown["credential"]["breaker"]["refusals"], 3);
     assert_eq!(shown["suspended"], true);
 }
 

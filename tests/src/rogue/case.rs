@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 use std::sync::Arc;
 
+use super::cases::{self, ask};
 use super::scram::{Proven, sasl_final};
 use super::{Greeting, Script, ServerTls, Verifier, Wire};
 use crate::frontend::message;
@@ -17,14 +18,30 @@ pub struct Mode {
     pub keys: Vec<(&'static str, toml::Value)>,
     /// Over a Unix socket.
     pub unix: bool,
-    /// Whether the broker begins with SSLRequest.
+    /// Whether a case is played on a connection that begins with SSLRequest.
     pub asks_tls: bool,
+    /// Whether there are two ways to it, and on which of them it is bad.
+    pub choice: Choice,
+    /// The mechanisms that the rogue offers where it is honest.
+    pub offers: &'static [&'static str],
     /// Whether the broker is told which authority the rogue's certificate is of.
     pub authority: bool,
     /// Whether the rogue's usual certificate proves its name.
     pub verified: bool,
     /// The rogue's usual certificate.
     pub tls: Option<ServerTls>,
+}
+
+/// Whether the TLS mode leaves a choice: `prefer` and `allow` do, and then a rogue may choose on
+/// which of two connections it is bad.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Choice {
+    /// There is one way and one connection.
+    None,
+    /// It is bad in the way that is tried first. In the other it asks for the password.
+    First,
+    /// It does not take the way that is tried first, and is bad in the other.
+    Second,
 }
 
 /// A step of a login that an honest server has done.
@@ -106,6 +123,8 @@ pub enum Expected {
     Untrusted,
     /// UPSTREAM_REFUSED.
     Refused,
+    /// The same, of a server that may take us in another way.
+    NoEntry,
     /// UPSTREAM_UNREACHABLE.
     Unreachable,
     /// The server's own words where it has proved its name, else UPSTREAM_UNREACHABLE.
@@ -140,14 +159,48 @@ impl Case {
         matches!(self.then, Then::Silence | Then::Drip(_) | Then::Flood(_))
     }
 
-    /// As a script, of a server that knows the password where the case needs that.
+    /// What must come of it in a mode, and of how many connections.
     #[must_use]
-    pub fn script(&self, verifier: &Verifier, asks_tls: bool) -> Script {
-        let (case, verifier) = (self.clone(), verifier.clone());
-        Arc::new(move |wire| case.play(wire, &verifier, asks_tls))
+    pub fn outcome(&self, mode: &Mode) -> (Expected, usize) {
+        let in_tls = mode.asks_tls && self.until < Phase::Started;
+        // Nobody waits twice for a server that says nothing.
+        let turns = self.expected == Expected::NoEntry || (in_tls && !self.is_slow());
+        match mode.choice {
+            Choice::None => (self.expected, 1),
+            Choice::First if turns => (Expected::Untrusted, 2),
+            Choice::First => (self.expected, 1),
+            // What it said to the first is what can be mended.
+            Choice::Second if in_tls => (Expected::NoEntry, 2),
+            Choice::Second => (self.expected, 2),
+        }
     }
 
-    fn play(&self, wire: &mut Wire, verifier: &Verifier, asks_tls: bool) -> io::Result<()> {
+    /// As a script, of a server that knows the password where the case needs that.
+    #[must_use]
+    pub fn script(&self, verifier: &Verifier, mode: &Mode) -> Script {
+        let (case, verifier, mode) = (self.clone(), verifier.clone(), mode.clone());
+        Arc::new(move |wire| match (mode.choice, wire.number()) {
+            (Choice::First, 2..) => {
+                wire.greet()?;
+                wire.send(&ask(3))?;
+                wire.hold()
+            }
+            (Choice::Second, 1) => {
+                if mode.asks_tls {
+                    wire.started()?;
+                    wire.send(&cases::said(b"28000"))?;
+                } else {
+                    wire.tls_asked()?;
+                    wire.send(b"N")?;
+                }
+                wire.hold()
+            }
+            (Choice::None | Choice::First | Choice::Second, _) => case.play(wire, &verifier, &mode),
+        })
+    }
+
+    fn play(&self, wire: &mut Wire, verifier: &Verifier, mode: &Mode) -> io::Result<()> {
+        let asks_tls = mode.asks_tls;
         let mut seen = Seen::default();
         let mut first = None;
         let mut proven: Option<Proven> = None;
@@ -168,7 +221,7 @@ impl Case {
                     }
                 }
                 Phase::Asked => {
-                    let asked = verifier.ask(wire, &["SCRAM-SHA-256"])?;
+                    let asked = verifier.ask(wire, mode.offers)?;
                     seen.nonce.clone_from(&asked.nonce);
                     first = Some(asked);
                 }

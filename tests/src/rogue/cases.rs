@@ -59,6 +59,12 @@ pub fn ask(kind: u32) -> Vec<u8> {
     }
 }
 
+/// An error of this SQLSTATE, in the rogue's words.
+#[must_use]
+pub fn say(sqlstate: &str) -> Vec<u8> {
+    said(sqlstate.as_bytes())
+}
+
 fn case(name: impl Into<String>, until: Phase, bytes: Vec<u8>, expected: Expected) -> Case {
     case_of(name, until, Arc::new(move |_| bytes.clone()), expected)
 }
@@ -79,7 +85,7 @@ fn error(fields: &[(u8, &[u8])]) -> Vec<u8> {
 }
 
 /// An error with the rogue's words.
-fn said(sqlstate: &[u8]) -> Vec<u8> {
+pub(super) fn said(sqlstate: &[u8]) -> Vec<u8> {
     error(&[(b'S', b"FATAL"), (b'C', sqlstate), (b'M', WORDS.as_bytes())])
 }
 
@@ -175,7 +181,7 @@ fn lists(mode: &Mode) -> Vec<Case> {
         untrusted("SASL goes on before it began", sasl_continue(b"r=x,s=c2FsdA==,i=4096")),
         untrusted("SASL ends before it began", sasl_final("v=AAAA")),
     ];
-    if mode.tls.is_none() {
+    if !mode.asks_tls {
         cases.push(untrusted("only PLUS, over plain", sasl(&["SCRAM-SHA-256-PLUS"])));
     }
     cases
@@ -304,13 +310,14 @@ fn messages() -> Vec<Case> {
 }
 
 fn errors() -> Vec<Case> {
-    use Expected::{ItsWordsIfNamed, Refused};
+    use Expected::{ItsWordsIfNamed, NoEntry, Refused};
     let started = |name: &str, bytes, expected| case(name, Phase::Started, bytes, expected);
     let of_four = error(&[(b'S', b"FATAL"), (b'C', b"3D00"), (b'M', WORDS.as_bytes())]);
     let no_text = error(&[(b'C', b"3D000"), (b'M', &[WORDS.as_bytes(), b"\xff\xfe"].concat())]);
     let mut cases = vec![
         started("an error", said(b"3D000"), ItsWordsIfNamed),
         started("an error that blames the credential", said(b"28P01"), Refused),
+        started("an error that has no entry for us", said(b"28000"), NoEntry),
         started("an error without a body", message(b'E', b""), ItsWordsIfNamed),
         started("an error without fields", message(b'E', b"\0"), ItsWordsIfNamed),
         started("an error that is not UTF-8", no_text, ItsWordsIfNamed),

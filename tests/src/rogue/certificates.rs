@@ -6,6 +6,7 @@ use std::sync::Arc;
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, date_time_ymd,
 };
+use ring::digest;
 use rustls::ServerConfig;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 
@@ -16,7 +17,10 @@ pub struct Authority {
 
 /// A server's certificate and key, ready for use.
 #[derive(Clone)]
-pub struct ServerTls(Arc<ServerConfig>);
+pub struct ServerTls {
+    config: Arc<ServerConfig>,
+    end_point: Vec<u8>,
+}
 
 impl Authority {
     /// Makes a new one.
@@ -93,25 +97,45 @@ impl ServerTls {
     /// When the cryptography fails.
     #[must_use]
     pub fn self_signed(name: &str) -> Self {
-        let key = key();
+        Self::self_signed_with(name, &key())
+    }
+
+    /// One whose signature has no hash of its own (RFC 8032): nothing can be bound to it.
+    ///
+    /// # Panics
+    /// When the cryptography fails.
+    #[must_use]
+    pub fn unbindable(name: &str) -> Self {
+        let key = KeyPair::generate_for(&rcgen::PKCS_ED25519).expect("a key pair");
+        Self::self_signed_with(name, &key)
+    }
+
+    /// Its `tls-server-end-point` (RFC 5929 §4.1), for the signatures that are made here.
+    #[must_use]
+    pub fn end_point(&self) -> &[u8] {
+        &self.end_point
+    }
+
+    fn self_signed_with(name: &str, key: &KeyPair) -> Self {
         let certificate = CertificateParams::new([name.to_owned()])
-            .and_then(|params| params.self_signed(&key))
+            .and_then(|params| params.self_signed(key))
             .expect("a certificate");
-        Self::new(certificate.der().clone(), &key)
+        Self::new(certificate.der().clone(), key)
     }
 
     fn new(certificate: CertificateDer<'static>, key: &KeyPair) -> Self {
+        let end_point = digest::digest(&digest::SHA256, &certificate).as_ref().to_vec();
         let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let config = ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .map(|builder| builder.with_no_client_auth())
             .and_then(|builder| builder.with_single_cert(vec![certificate], key));
-        Self(Arc::new(config.expect("a certificate and its key")))
+        Self { config: Arc::new(config.expect("a certificate and its key")), end_point }
     }
 
     pub(super) fn config(&self) -> Arc<ServerConfig> {
-        Arc::clone(&self.0)
+        Arc::clone(&self.config)
     }
 }
 

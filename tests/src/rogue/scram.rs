@@ -34,6 +34,8 @@ pub struct Verifier {
 pub struct ClientFirst {
     /// Its nonce.
     pub nonce: String,
+    /// What it binds itself to (RFC 5802 §7, gs2-header): `p=tls-server-end-point,,`, `y,,`, `n,,`.
+    pub gs2: String,
     bare: String,
 }
 
@@ -77,10 +79,13 @@ impl Verifier {
         wire.send(&sasl(mechanisms))?;
         let (_tag, body) = wire.receive()?;
         let text = String::from_utf8_lossy(&body).into_owned();
-        let bare = text.find("n=").and_then(|at| text.get(at..)).unwrap_or_default().to_owned();
+        // The mechanism, a length of four bytes, and the message.
+        let (before, bare) = text.split_at(text.find("n=").unwrap_or(text.len()));
+        let gs2 = ["p=", "y,", "n,"].iter().find_map(|flag| before.rfind(flag));
+        let gs2 = gs2.and_then(|at| before.get(at..)).unwrap_or_default().to_owned();
         let nonce = bare.split_once("r=").map(|(_, nonce)| nonce.to_owned());
         nonce
-            .map(|nonce| ClientFirst { nonce, bare })
+            .map(|nonce| ClientFirst { nonce, gs2, bare: bare.to_owned() })
             .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "not a SASLInitialResponse"))
     }
 
@@ -122,6 +127,32 @@ impl Verifier {
         let mut proof = mac(stored.as_ref(), proven.auth_message.as_bytes());
         proof.iter_mut().zip(self.secrets.client_key).for_each(|(byte, key)| *byte ^= key);
         proof
+    }
+}
+
+impl Proven {
+    /// What the client says it sees of the channel: the gs2-header, and a hash of the certificate.
+    ///
+    /// # Panics
+    /// When it says nothing of it.
+    #[must_use]
+    pub fn channel(&self) -> Vec<u8> {
+        let (channel, _) = self.encoded_channel();
+        BASE64.decode(channel.as_bytes()).expect("base64")
+    }
+
+    /// The same exchange, as a server has it that sees another channel.
+    #[must_use]
+    pub fn through(&self, channel: &[u8]) -> Self {
+        let (told, _) = self.encoded_channel();
+        let other = format!("c={}", BASE64.encode(channel));
+        let auth_message = self.auth_message.replace(&format!("c={told}"), &other);
+        Self { auth_message, ..self.clone() }
+    }
+
+    fn encoded_channel(&self) -> (&str, &str) {
+        let rest = self.client_final.strip_prefix("c=");
+        rest.and_then(|rest| rest.split_once(',')).expect("a client-final-message")
     }
 }
 

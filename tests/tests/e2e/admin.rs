@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use credbroker_e2e::admin::Admin;
 use credbroker_e2e::assert_eventually;
+use credbroker_e2e::audit::Record;
 use credbroker_e2e::broker::{Broker, Grant, Via};
 use credbroker_e2e::handles::Refusal;
 use credbroker_e2e::identity::{Identity, several_or_say};
@@ -267,6 +268,16 @@ fn a_suspension_that_cannot_be_written_is_in_force_and_says_so() {
     fs::remove_dir(&obstacle).expect("the obstacle goes");
     assert_eq!(admin.resume(Some("main_db")), Ok(Vec::new()));
     service.issue("main_db").expect("resumed");
+    // The log tells what held and what did not.
+    let audit = broker.audit();
+    let told = audit.of("connection.suspended").iter().map(Record::line).collect::<String>();
+    assert!(told.contains("\"persistent\":false"), "{told}");
+    let resumed = audit.of("connection.resumed");
+    let told: Vec<_> =
+        resumed.iter().map(|record| (record.text("outcome"), record.text("reason"))).collect();
+    let expected =
+        [(Some("allowed"), None), (Some("failed"), Some("not_saved")), (Some("allowed"), None)];
+    assert_eq!(told, expected);
 }
 
 #[test]

@@ -49,6 +49,28 @@ fn direct_tls_carries_sessions_and_cancel_requests() {
     }
 }
 
+/// A block that traps a cancellation is ended by a login of its own, which finds the same server.
+#[test]
+fn direct_tls_carries_the_end_of_a_session_that_is_busy() {
+    let database = Server::shared().database();
+    let front = Front::start(database.server(), &["postgresql"]);
+    let broker = setup(&database, &front, "verify-full").start();
+    let client = Identity::client();
+    let token = broker.handles(&client).issue("main_db").expect("a grant").token;
+    let mut session = broker.session(&client, "main_db", &token);
+    session.start_query(
+        "DO $$ BEGIN LOOP BEGIN PERFORM pg_sleep(300); \
+         EXCEPTION WHEN query_canceled THEN NULL; END; END LOOP; END $$",
+    );
+    assert_eventually!(database.running("pg_sleep") == 1, "the block does not run");
+    assert_eq!(broker.handles(&client).revoke(&token), Ok(1));
+    assert_eventually!(database.backends() == 0, "the backend lives on");
+    assert_eq!(front.handshakes(), 2, "the session, and the login that ends it");
+    assert_eventually!(broker.audit().of("session.closed").len() == 1, "it is recorded");
+    let closed = broker.audit().of("session.closed")[0].line();
+    assert!(!closed.contains("server_stopped"), "{closed}");
+}
+
 #[test]
 fn a_server_that_does_not_select_the_protocol_is_not_trusted() {
     let database = Server::shared().database();

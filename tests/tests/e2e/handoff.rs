@@ -24,6 +24,8 @@ use tokio_postgres::{AsyncMessage, Config, NoTls};
 
 #[path = "handoff/bounds.rs"]
 mod bounds;
+#[path = "handoff/unread.rs"]
+mod unread;
 
 const MAY: [&str; 3] = ["issue", "open", "handoff"];
 

@@ -7,13 +7,19 @@ use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use credbroker_e2e::assert_eventually;
 use credbroker_e2e::broker::{Broker, Setup, Via};
+use credbroker_e2e::frontend::cancel_request;
 use credbroker_e2e::identity::{Identity, several};
 use credbroker_e2e::postgres::{Database, Server};
-use credbroker_e2e::rogue::{Place, Rogue, Script, ask, prelude};
+use credbroker_e2e::rogue::{Place, Rogue, Script, ServerTls, ask, prelude, say};
 use credbroker_proto::v1::ResolveConnectionRequest;
 use rustix::net::{AddressFamily, SocketType, bind, getsockname, listen, socket};
 use toml::Value;
+
+/// Ends by pg_terminate_backend only.
+const UNCANCELLABLE: &str = "DO $$ BEGIN LOOP BEGIN PERFORM pg_sleep(300); \
+     EXCEPTION WHEN query_canceled THEN NULL; END; END LOOP; END $$";
 
 fn token(broker: &Broker) -> String {
     broker.handles(&Identity::client()).issue("main_db").expect("a grant").token
@@ -104,6 +110,114 @@ fn when_no_host_is_there_that_is_told() {
     let database = Server::shared().database();
     let broker = hosts(&database, &["127.0.0.1:1".into(), "127.0.0.2:1".into()]).start();
     assert_eq!(refusal(&broker), "UPSTREAM_UNREACHABLE");
+}
+
+/// A server that ends every login with this SQLSTATE, before it has proved anything.
+fn ends_with(sqlstate: &'static str) -> Script {
+    Arc::new(move |wire| {
+        wire.greet()?;
+        wire.send(&say(sqlstate))?;
+        wire.hold()
+    })
+}
+
+/// A connection whose hosts are a rogue and, behind it, the real server: by Unix sockets, or by
+/// TLS that checks nothing.
+fn behind(database: &Database, sqlstate: &'static str, by_tls: bool) -> (Setup, Rogue) {
+    let server = Server::shared();
+    if by_tls {
+        let tls = Some(ServerTls::self_signed("localhost"));
+        let rogue = Rogue::start(&Place::Tcp, tls, ends_with(sqlstate));
+        let list = [format!("127.0.0.1:{}", rogue.port()), "localhost".into()];
+        let setup = hosts(database, &list)
+            .set("connections.main_db.tls.mode", "require")
+            .without("connections.main_db.tls.ca_file");
+        return (setup, rogue);
+    }
+    let setup = Broker::usual_setup(database, Via::Plain(server.port));
+    let directory = setup.path("upstream");
+    DirBuilder::new().mode(0o755).create(&directory).expect("a directory");
+    let rogue =
+        Rogue::start(&Place::Unix(directory.clone(), server.port), None, ends_with(sqlstate));
+    let list: Vec<Value> = [&directory, &server.socket_dir]
+        .map(|directory| directory.to_str().expect("ASCII").into())
+        .into();
+    (setup.set("connections.main_db.host", Value::from(list)), rogue)
+}
+
+#[test]
+fn a_host_that_takes_nobody_now_is_passed_over() {
+    let database = Server::shared().database();
+    for by_tls in [false, true] {
+        let (setup, rogue) = behind(&database, "57P03", by_tls);
+        let broker = setup.start();
+        assert_works(&broker);
+        assert_eq!(rogue.accepted(), 1, "by TLS: {by_tls}");
+        drop(broker);
+        // What is said of this login is the answer to it.
+        for sqlstate in ["53300", "3D000", "28P01"] {
+            let (setup, rogue) = behind(&database, sqlstate, by_tls);
+            let broker = setup.start();
+            let reason =
+                if sqlstate == "28P01" { "UPSTREAM_REFUSED" } else { "UPSTREAM_UNREACHABLE" };
+            assert_eq!(refusal(&broker), reason, "{sqlstate}, by TLS: {by_tls}");
+            assert_eq!(rogue.accepted(), 1, "{sqlstate}, by TLS: {by_tls}");
+        }
+        assert_eventually!(database.backends() == 0, "the real server was asked");
+    }
+}
+
+#[test]
+fn when_no_host_takes_anybody_now_that_is_told() {
+    let database = Server::shared().database();
+    let tls = || Some(ServerTls::self_signed("localhost"));
+    let rogues = [0; 2].map(|_| Rogue::start(&Place::Tcp, tls(), ends_with("57P03")));
+    let list = rogues.each_ref().map(|rogue| format!("127.0.0.1:{}", rogue.port()));
+    // The first alone, both, and one behind which nobody is.
+    for (hosts_of, came) in [
+        (vec![list[0].clone()], [1, 0]),
+        (list.to_vec(), [2, 1]),
+        (vec![list[1].clone(), "127.0.0.1:1".into()], [2, 2]),
+    ] {
+        let broker = hosts(&database, &hosts_of)
+            .set("connections.main_db.tls.mode", "require")
+            .without("connections.main_db.tls.ca_file")
+            .start();
+        assert_eq!(refusal(&broker), "UPSTREAM_UNREACHABLE", "{hosts_of:?}");
+        assert_eq!(rogues.each_ref().map(Rogue::accepted), came, "{hosts_of:?}");
+        let log = broker.log();
+        assert!(log.contains("57P03"), "{hosts_of:?}: {log}");
+    }
+}
+
+/// The session lives where its login came through, and that is where it is cancelled and ended.
+#[test]
+fn a_cancel_and_a_cut_go_to_the_host_that_the_session_is_on() {
+    let database = Server::shared().database();
+    for by_tls in [false, true] {
+        let (setup, rogue) = behind(&database, "57P03", by_tls);
+        let broker = setup.start();
+        let client = Identity::client();
+        let token = token(&broker);
+        let mut session = broker.session(&client, "main_db", &token);
+        session.start_query("SELECT pg_sleep(300)");
+        assert_eventually!(database.running("pg_sleep") == 1, "the query does not run");
+        let mut knock = broker.knock(&client);
+        knock.send(&cancel_request(&session.cancel_key)).expect("the door reads");
+        assert_eq!(knock.receive_rest().expect("the door hangs up"), []);
+        let ended = session.finish_query().expect("the session lives on");
+        assert_eq!(ended.expect_err("cancelled").sqlstate(), "57014");
+
+        // What traps a cancellation is terminated, by a login of its own.
+        session.start_query(UNCANCELLABLE);
+        assert_eventually!(database.running("pg_sleep") == 1, "the block does not run");
+        assert_eq!(broker.handles(&client).revoke(&token), Ok(1));
+        assert_eventually!(database.backends() == 0, "the backend lives on");
+        assert_eq!(rogue.accepted(), 1, "by TLS {by_tls}: the other host was asked again");
+        assert_eventually!(broker.audit().of("session.closed").len() == 1, "it is recorded");
+        let closed = broker.audit().of("session.closed")[0].line();
+        assert!(!closed.contains("server_stopped"), "{closed}");
+    }
 }
 
 /// A connection to a Unix socket in this directory, whose server must be this user's.

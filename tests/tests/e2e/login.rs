@@ -296,6 +296,16 @@ fn nothing_is_dialled_while_the_breaker_is_open() {
         assert_eq!(refused(&broker, &token), "UPSTREAM_REFUSED");
     }
     assert_eq!(proxy.accepted(), before);
+    let breaker = || {
+        let shown = broker.operator().connection("main_db").expect("an operator");
+        shown.credential.expect("it has one").breaker
+    };
+    let open = breaker().expect("it is open");
+    assert_eq!(open.refusals, 2);
+    assert!(open.open_until.is_some());
+    let shown = broker.cli(&Identity::own()).args(["show", "main_db"]).output().expect("it runs");
+    let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+    assert!(shown.contains("open: the server has refused it 2 times; "), "{shown}");
 
     // Another version is tried at once.
     let password = Canary::random();
@@ -306,6 +316,7 @@ fn nothing_is_dialled_while_the_breaker_is_open() {
         "{}",
         broker.log()
     );
+    assert_eq!(breaker(), None);
 }
 
 #[test]

@@ -15,13 +15,15 @@ use credbroker_e2e::frontend::{LoginError, ssl_request};
 use credbroker_e2e::identity::Identity;
 use credbroker_e2e::postgres::{Database, Server};
 use credbroker_e2e::rogue::{
-    Authority, Case, Evidence, Expected, Mode, Place, Rogue, ServerTls, Verifier, cases,
+    Authority, Case, Choice, Evidence, Expected, Mode, Place, Rogue, ServerTls, Verifier, cases,
 };
 
 #[path = "rogue/configured.rs"]
 mod configured;
 #[path = "rogue/middle.rs"]
 mod middle;
+#[path = "rogue/plus.rs"]
+mod plus;
 #[path = "rogue/relayed.rs"]
 mod relayed;
 
@@ -31,14 +33,14 @@ const AT_ONCE: Duration = Duration::from_secs(8);
 const IN_TIME: Duration = Duration::from_secs(30);
 /// What all rogues together may make the broker grow by.
 const GROWTH_KB: u64 = 64 << 10;
+const PLUS: &str = "SCRAM-SHA-256-PLUS";
 /// Clients that are at it at once.
 const CLIENTS: usize = 12;
 
 /// A connection of the broker's, and the rogue at its end.
 struct Bout {
     connection: String,
-    mode: &'static str,
-    verified: bool,
+    mode: Mode,
     case: Case,
     rogue: Rogue,
 }
@@ -57,15 +59,54 @@ fn modes(authority: &Authority) -> Vec<Mode> {
         mode("require", trusted()),
         mode("verify-ca", trusted()),
         mode("verify-full", trusted()),
+        optional("prefer", "prefer", Choice::First),
+        optional("allow", "allow", Choice::First),
     ]
+}
+
+/// The modes, and in them what a rogue may choose beside: to refuse the way that is tried first,
+/// and to bind SCRAM to its channel.
+fn all_modes(authority: &Authority) -> Vec<Mode> {
+    let own = || Some(ServerTls::self_signed("localhost"));
+    let bound = |name, tls, tls_mode: &str, binding: &str, offers| {
+        let keys = vec![("tls.mode", tls_mode.into()), ("channel_binding", binding.into())];
+        let (authority, verified) = (tls_mode != "require", tls_mode == "verify-full");
+        Mode { keys, offers, authority, verified, ..mode(name, tls) }
+    };
+    let trusted = Some(authority.sign("localhost"));
+    let (plus, both): (&[_], &[_]) = (&[PLUS], &["SCRAM-SHA-256", PLUS]);
+    let mut modes = modes(authority);
+    modes.extend([
+        optional("prefer, told N", "prefer", Choice::Second),
+        optional("allow, refused", "allow", Choice::Second),
+        bound("require, PLUS", own(), "require", "require", plus),
+        bound("require, either", own(), "require", "prefer", both),
+        bound("verify-full, PLUS", trusted, "verify-full", "require", plus),
+    ]);
+    modes
+}
+
+/// A mode that leaves a choice, by a server that can speak in both ways.
+fn optional(name: &'static str, tls_mode: &str, choice: Choice) -> Mode {
+    let keys = vec![("tls.mode", tls_mode.into()), ("tls.insecure", true.into())];
+    let asks_tls = (tls_mode == "prefer") == (choice == Choice::First);
+    let tls = Some(ServerTls::self_signed("localhost"));
+    Mode { keys, choice, asks_tls, ..mode(name, tls) }
 }
 
 fn mode(name: &'static str, tls: Option<ServerTls>) -> Mode {
     let tls_mode = if name == "unix" { "disable" } else { name };
-    let keys = vec![("tls.mode", tls_mode.into())];
-    let authority = ["verify-ca", "verify-full"].contains(&name);
-    let verified = name == "verify-full";
-    Mode { name, keys, unix: false, asks_tls: tls.is_some(), authority, verified, tls }
+    Mode {
+        name,
+        keys: vec![("tls.mode", tls_mode.into())],
+        unix: false,
+        asks_tls: tls.is_some(),
+        choice: Choice::None,
+        offers: &["SCRAM-SHA-256"],
+        authority: ["verify-ca", "verify-full"].contains(&name),
+        verified: name == "verify-full",
+        tls,
+    }
 }
 
 /// Adds a connection to a rogue: with the true user and password of `main_db`.
@@ -124,9 +165,10 @@ fn fight(broker: &Broker, bout: &Bout) -> Outcome {
 /// What is wrong with an outcome.
 fn fault(bout: &Bout, outcome: &Outcome, evidence: &Evidence) -> Option<String> {
     let answer = &outcome.answer;
-    let reason = match (bout.case.expected, bout.verified) {
+    let (expected, connections) = bout.case.outcome(&bout.mode);
+    let reason = match (expected, bout.mode.verified) {
         (Expected::Untrusted, _) => Some("UPSTREAM_UNTRUSTED"),
-        (Expected::Refused, _) => Some("UPSTREAM_REFUSED"),
+        (Expected::Refused | Expected::NoEntry, _) => Some("UPSTREAM_REFUSED"),
         (Expected::Unreachable, _) | (Expected::ItsWordsIfNamed, false) => {
             Some("UPSTREAM_UNREACHABLE")
         }
@@ -152,13 +194,14 @@ fn fault(bout: &Bout, outcome: &Outcome, evidence: &Evidence) -> Option<String> 
         return Some(format!("the rogue was sent {found:?}"));
     }
     // Before TLS there is SSLRequest.
-    if bout.case.nothing_in.contains(&bout.mode) && record.opened.len() > ssl_request().len() {
+    if bout.case.nothing_in.contains(&bout.mode.name) && record.opened.len() > ssl_request().len() {
         return Some("something was sent to a server with that certificate".to_owned());
     }
     if record.dropped > 0 {
         return Some(format!("the rogue was sent {} bytes too many", record.dropped));
     }
-    (bout.rogue.accepted() == 0).then(|| "the broker never came".to_owned())
+    let came = bout.rogue.accepted();
+    (came != connections).then(|| format!("the broker came {came} times, not {connections}"))
 }
 
 #[test]
@@ -174,7 +217,7 @@ fn g6_no_server_gets_anything_by_asking_lying_or_stalling() {
     };
     let verifier = Verifier::of(database.canary().reveal());
     let mut bouts = Vec::new();
-    for mode in modes(&authority) {
+    for mode in all_modes(&authority) {
         for case in cases::of(&mode, &bad) {
             let connection = format!("rogue-{}", bouts.len());
             let place = if mode.unix {
@@ -183,10 +226,9 @@ fn g6_no_server_gets_anything_by_asking_lying_or_stalling() {
                 Place::Tcp
             };
             let tls = case.tls.clone().or_else(|| mode.tls.clone());
-            let rogue = Rogue::start(&place, tls, case.script(&verifier, mode.asks_tls));
+            let rogue = Rogue::start(&place, tls, case.script(&verifier, &mode));
             setup = connect(setup, &connection, &database, &rogue, &mode);
-            let (mode, verified) = (mode.name, mode.verified);
-            bouts.push(Bout { connection, mode, verified, case, rogue });
+            bouts.push(Bout { connection, mode: mode.clone(), case, rogue });
         }
     }
     let broker = setup.start();
@@ -240,7 +282,7 @@ fn g6_no_server_gets_anything_by_asking_lying_or_stalling() {
         .iter()
         .filter_map(|(bout, outcome)| {
             let fault = fault(bout, outcome, &evidence)?;
-            Some(format!("{} ({}): {fault}", bout.case.name, bout.mode))
+            Some(format!("{} ({}): {fault}", bout.case.name, bout.mode.name))
         })
         .collect();
     assert!(faults.is_empty(), "{} faults:\n{}", faults.len(), faults.join("\n"));
@@ -265,8 +307,8 @@ fn table(outcomes: &[(&Bout, Outcome)]) -> String {
         let reason = outcome.answer.split_once("[R]").map_or(outcome.answer.as_str(), |(_, r)| r);
         let reason = reason.split('[').next().unwrap_or_default().trim_start_matches("UPSTREAM_");
         let told = if reason.is_empty() { "its own words" } else { reason };
-        let cell = format!("{}: {told} {:.0?}", bout.mode, outcome.took);
-        rows.entry(&bout.case.name).or_default().insert(bout.mode, cell);
+        let cell = format!("{}: {told} {:.0?}", bout.mode.name, outcome.took);
+        rows.entry(&bout.case.name).or_default().insert(bout.mode.name, cell);
     }
     let row = |(case, cells): (&str, BTreeMap<&str, String>)| {
         format!("{case:<44} {}", cells.into_values().collect::<Vec<_>>().join(" | "))

@@ -4,6 +4,7 @@ use std::os::unix::process::ExitStatusExt as _;
 
 use credbroker_e2e::assert_eventually;
 use credbroker_e2e::broker::{Broker, Grant, Via};
+use credbroker_e2e::frontend::packet;
 use credbroker_e2e::identity::Identity;
 use credbroker_e2e::postgres::Server;
 use credbroker_e2e::process::{Process, output, transcript};
@@ -33,6 +34,30 @@ fn psql_unmodified_goes_through_the_door() {
         assert!(done.status.success(), "{}", transcript(&done));
         let row = format!("{0}|{0}\n", database.name());
         assert_eq!(String::from_utf8_lossy(&done.stdout), row);
+    }
+}
+
+/// PostgreSQL takes the values of a startup message as bytes, and 15 writes a question mark for
+/// each that is not ASCII (`pg_clean_ascii`).
+#[test]
+fn what_a_client_sets_at_startup_may_be_in_any_encoding() {
+    let database = Server::shared().database();
+    for warm in [0, 1] {
+        let broker =
+            Broker::usual_setup(&database, Via::Tls).set("connections.main_db.warm", warm).start();
+        let token = broker.handles(&Identity::client()).issue("main_db").expect("a grant").token;
+        for _twice in 0..2 {
+            let mut frontend = broker.knock(&Identity::client());
+            let version = (3_u32 << 16).to_be_bytes();
+            let said = b"user\0main_db\0application_name\0tavern\xe9\0\0";
+            frontend.send(&packet(&[&version[..], said].concat())).expect("the door reads");
+            let mut session = frontend.authenticate(&token).expect("a session");
+            let name = session.query("SHOW application_name").expect("a row");
+            assert_eq!(name, [["tavern?"]], "warm = {warm}");
+        }
+        assert!(!broker.log().contains("tavern"), "{}", broker.log());
+        let records = broker.audit().records();
+        assert!(records.iter().all(|record| !record.line().contains("tavern")));
     }
 }
 

@@ -6,9 +6,10 @@
 use std::sync::Arc;
 
 use super::backend::{Authenticated, LoginFault, LoginRequest, log_in};
+use super::codec::Parameter;
 use crate::core::Opening;
 use crate::credential::{Attempt, Credential, Open};
-use crate::upstream::Link;
+use crate::upstream::{DialError, Link, Route};
 
 impl From<Open> for LoginFault {
     fn from(open: Open) -> Self {
@@ -19,7 +20,7 @@ impl From<Open> for LoginFault {
 /// Logs in for an opening. At most two logins, and none while the server is left alone.
 pub(super) async fn log_in_for(
     opening: &Opening,
-    parameters: &[(String, String)],
+    parameters: &[Parameter],
 ) -> Result<Authenticated, LoginFault> {
     let credential = opening.credential();
     let attempt = match credential.breaker().enter().await {
@@ -65,7 +66,7 @@ pub(super) async fn log_in_for(
 async fn once(
     opening: &Opening,
     credential: &Arc<Credential>,
-    parameters: &[(String, String)],
+    parameters: &[Parameter],
 ) -> Result<Authenticated, LoginFault> {
     let attempt = credential.breaker().enter().await?;
     let answer = try_with(opening, credential, &attempt, parameters).await;
@@ -101,7 +102,7 @@ async fn try_with(
     opening: &Opening,
     credential: &Arc<Credential>,
     attempt: &Attempt<'_>,
-    parameters: &[(String, String)],
+    parameters: &[Parameter],
 ) -> Result<Authenticated, LoginFault> {
     let request = LoginRequest {
         connection: opening.connection(),
@@ -113,12 +114,34 @@ async fn try_with(
     dial_and_log_in(request).await
 }
 
-/// Dials a connection's server and logs in. Where its TLS mode leaves a choice, a login that the
-/// server does not take in one way is tried in the other, as libpq does (34.19.3).
+/// Dials a connection's server and logs in. A host whose server takes nobody now is passed over
+/// for the next one, as libpq does since version 14.
+///
+/// Whoever answers can say so. It gains nothing by it: the next host is one of the configuration's,
+/// and has to prove itself like the first; to say nothing would lead there too.
 pub(super) async fn dial_and_log_in(
     request: LoginRequest<'_>,
 ) -> Result<Authenticated, LoginFault> {
-    let mut link = Link::dial(request.connection).await?;
+    let mut route = Route::to(request.connection);
+    let mut link = route.dial().await?;
+    loop {
+        let fault = match log_in_by(link, request).await {
+            Err(fault) if fault.is_for_now() => fault,
+            answer => return answer,
+        };
+        route.pass_host();
+        link = match route.dial().await {
+            Ok(next) => next,
+            Err(untrusted @ DialError::Untrusted(_)) => return Err(untrusted.into()),
+            // Nobody else is there, and what this one said will pass.
+            Err(DialError::Unreachable(_)) => return Err(fault),
+        };
+    }
+}
+
+/// Logs in over a link. Where the TLS mode leaves a choice, a login that the server does not take
+/// in one way is tried in the other, as libpq does (34.19.3).
+async fn log_in_by(mut link: Link, request: LoginRequest<'_>) -> Result<Authenticated, LoginFault> {
     let otherwise = link.otherwise.take();
     let answer = log_in(link, request).await;
     match (answer, otherwise) {

@@ -21,6 +21,7 @@ pub(crate) use self::machine::{Bound, How};
 use self::machine::{State, Step, Terms, advance};
 pub(super) use self::messages::Messages;
 pub(crate) use self::prelude::{Prelude, ServerKey};
+use super::codec::Parameter;
 use super::scram::{self, Challenge, Proof, ScramFault};
 use super::{codec, secret_messages};
 use crate::connection::Connection;
@@ -78,7 +79,7 @@ pub(crate) struct LoginRequest<'a> {
     /// Leave to try it.
     pub(crate) attempt: &'a Attempt<'a>,
     pub(crate) database: &'a str,
-    pub(crate) parameters: &'a [(String, String)],
+    pub(crate) parameters: &'a [Parameter],
 }
 
 impl From<ScramFault> for LoginFault {
@@ -135,6 +136,18 @@ impl LoginFault {
     pub(super) fn is_no_entry(&self) -> bool {
         matches!(self, Self::Refused { sqlstate, .. } if sqlstate == "28000")
     }
+
+    /// Whether the server takes nobody now (`cannot_connect_now`): it starts, stops or recovers.
+    pub(super) fn is_for_now(&self) -> bool {
+        match self {
+            Self::Server { sqlstate, .. } | Self::Unproven(sqlstate) => sqlstate == "57P03",
+            Self::Dial(_)
+            | Self::Link(_)
+            | Self::Untrusted(_)
+            | Self::Refused { .. }
+            | Self::Held { .. } => false,
+        }
+    }
 }
 
 /// A refusal of the credential. That the secret is wrong is something else than that this role,
@@ -165,7 +178,7 @@ async fn run(link: Link, request: LoginRequest<'_>) -> Result<Authenticated, Log
     let voice = Voice::over(name, &remote);
     let terms = Terms { rules: &connection.login, name, voice, channel: stream.channel() };
     let mut messages = Messages::new(stream);
-    let parameters = parameters.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+    let parameters = parameters.iter().map(|(name, value)| (name.as_str(), value.as_slice()));
     messages.send(&codec::startup_message(credential.username(), database, parameters)).await?;
     let mut state = State::Auth;
     let mut derived = None;

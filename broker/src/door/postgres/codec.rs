@@ -29,6 +29,10 @@ pub(super) enum First {
     Startup(Startup),
 }
 
+/// A parameter of a startup message: its name, and its value as bytes, because in what encoding
+/// that is nobody has said yet.
+pub(crate) type Parameter = (String, Vec<u8>);
+
 /// A startup message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Startup {
@@ -36,7 +40,7 @@ pub(super) struct Startup {
     pub(super) database: Option<String>,
     pub(super) replication: Option<String>,
     /// The rest, in order, as sent.
-    pub(super) parameters: Vec<(String, String)>,
+    pub(super) parameters: Vec<Parameter>,
     /// Protocol options (`_pq_.…`), of which none is known here.
     pub(super) options: Vec<String>,
     /// The minor version asked for.
@@ -105,19 +109,24 @@ fn startup(mut reader: Reader<'_>, minor: u32) -> Result<Startup, BadStartup> {
         if name.is_empty() {
             break;
         }
-        let value = reader.c_str()?.to_owned();
+        let value = reader.c_bytes()?;
         match name {
-            "user" => user = Some(value),
+            "user" => user = Some(text(value)?),
             // libpq sends no empty database; to the server it means the same as none.
-            "database" => startup.database = Some(value).filter(|name| !name.is_empty()),
-            "replication" => startup.replication = Some(value),
+            "database" => startup.database = Some(text(value)?).filter(|name| !name.is_empty()),
+            "replication" => startup.replication = Some(text(value)?),
             option if option.starts_with("_pq_.") => startup.options.push(option.to_owned()),
-            name => startup.parameters.push((name.to_owned(), value)),
+            name => startup.parameters.push((name.to_owned(), value.to_vec())),
         }
     }
     reader.end()?;
     startup.user = user.filter(|user| !user.is_empty()).ok_or(BadStartup::NoUser)?;
     Ok(startup)
+}
+
+/// What the broker reads itself.
+fn text(value: &[u8]) -> Result<String, BadStartup> {
+    std::str::from_utf8(value).map(str::to_owned).map_err(|_not_text| BadStartup::Malformed)
 }
 
 impl Startup {
@@ -196,7 +205,7 @@ pub(super) fn fatal(sqlstate: &str, message: &str, reason: &str, hint: Option<&s
 pub(super) fn startup_message<'a>(
     user: &str,
     database: &str,
-    parameters: impl IntoIterator<Item = (&'a str, &'a str)>,
+    parameters: impl IntoIterator<Item = (&'a str, &'a [u8])>,
 ) -> Vec<u8> {
     let message = Writer::untagged()
         .u32(VERSION_3_0)
@@ -206,7 +215,7 @@ pub(super) fn startup_message<'a>(
         .c_str(database);
     let message = parameters
         .into_iter()
-        .fold(message, |message, (name, value)| message.c_str(name).c_str(value));
+        .fold(message, |message, (name, value)| message.c_str(name).c_bytes(value));
     message.bytes(b"\0").finish()
 }
 
@@ -320,9 +329,27 @@ mod tests {
         let Ok(First::Startup(startup)) = first(&startup_body(VERSION_3_0, text)) else { panic!() };
         assert_eq!(startup.user, "main_db");
         assert_eq!(startup.database.as_deref(), Some("mydb"));
-        assert_eq!(startup.parameters, [("application_name".to_owned(), "psql".to_owned())]);
+        assert_eq!(startup.parameters, [("application_name".to_owned(), b"psql".to_vec())]);
         assert_eq!(startup.options, ["_pq_.x"]);
         assert!(startup.must_negotiate());
+    }
+
+    #[test]
+    fn values_are_bytes_and_what_the_broker_reads_is_text() {
+        let latin_1 = b"user\0main_db\0application_name\0caf\xe9\0\0";
+        let Ok(First::Startup(startup)) = first(&startup_body(VERSION_3_0, latin_1)) else {
+            panic!()
+        };
+        assert_eq!(startup.parameters, [("application_name".to_owned(), b"caf\xe9".to_vec())]);
+        for bad in [
+            &b"user\0caf\xe9\0\0"[..],
+            b"user\0x\0database\0caf\xe9\0\0",
+            b"user\0x\0replication\0caf\xe9\0\0",
+            b"user\0x\0caf\xe9\0x\0\0",
+        ] {
+            let refused = first(&startup_body(VERSION_3_0, bad));
+            assert_eq!(refused, Err(BadStartup::Malformed), "{bad:?}");
+        }
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use super::attempt;
 use super::backend::{Authenticated, LoginFault};
-use super::codec::Startup;
+use super::codec::{Parameter, Startup};
 use super::fault;
 use super::spares::Spares;
 use crate::connection::Connection;
@@ -27,10 +27,10 @@ pub(super) fn objection(startup: &Startup, connection: &Connection) -> Option<Wh
 }
 
 /// What the server is told: all that the client set, but not who it is.
-pub(super) fn parameters(startup: &Startup) -> Vec<(String, String)> {
+pub(super) fn parameters(startup: &Startup) -> Vec<Parameter> {
     let mut parameters = startup.parameters.clone();
     if let Some(replication) = startup.replication.as_ref().filter(|value| !is_false(value)) {
-        parameters.push(("replication".to_owned(), replication.clone()));
+        parameters.push(("replication".to_owned(), replication.clone().into_bytes()));
     }
     parameters
 }

@@ -31,7 +31,7 @@ pub fn startup(bytes: &[u8]) -> bool {
         assert!(!startup.user.is_empty());
         startup.parameters.iter().for_each(|(name, value)| {
             said(name);
-            said(value);
+            assert!(!value.contains(&0) && value.len() < body.len());
         });
         let _ = codec::negotiate(startup.version(), &startup.options);
         assert_eq!(codec::first(&written(&startup)), Ok(First::Startup(startup)));
@@ -43,14 +43,15 @@ pub fn startup(bytes: &[u8]) -> bool {
 fn written(startup: &Startup) -> Vec<u8> {
     let Startup { user, database, replication, parameters, options, minor } = startup;
     let message = Writer::untagged().u32(3 << 16 | minor).c_str("user").c_str(user);
-    let options = options.iter().map(|option| (option.as_str(), ""));
-    let parameters = parameters.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+    let options = options.iter().map(|option| (option.as_str(), &b""[..]));
+    let parameters = parameters.iter().map(|(name, value)| (name.as_str(), value.as_slice()));
     let others = [("database", database), ("replication", replication)];
-    let others = others.into_iter().filter_map(|(name, value)| Some((name, value.as_deref()?)));
+    let others =
+        others.into_iter().filter_map(|(name, value)| Some((name, value.as_deref()?.as_bytes())));
     let message = others
         .chain(options)
         .chain(parameters)
-        .fold(message, |message, (name, value)| message.c_str(name).c_str(value));
+        .fold(message, |message, (name, value)| message.c_str(name).c_bytes(value));
     message.bytes(b"\0").finish().split_off(4)
 }
 

@@ -61,7 +61,7 @@ pub(crate) struct OpenRequest {
     startup: Startup,
 }
 
-/// A socket on its way to its client. Dropped before [`Handed::delivered`], the session is over.
+/// A socket on its way to its client. Dropped before [`Handed::sent`], the session is over.
 #[must_use]
 #[derive(Debug)]
 pub(crate) struct Handed {
@@ -70,8 +70,13 @@ pub(crate) struct Handed {
     pub(crate) session: SessionId,
     /// In non-blocking mode.
     pub(crate) socket: OwnedFd,
-    delivery: oneshot::Sender<()>,
+    delivery: Delivery,
 }
+
+/// That a socket is on its way. Dropped before it is [`done`](Delivery::done), the session is over.
+#[must_use]
+#[derive(Debug)]
+pub(crate) struct Delivery(oneshot::Sender<()>);
 
 /// Why there is no socket.
 #[derive(Debug)]
@@ -116,7 +121,10 @@ impl OpenRequest {
             user: String::new(),
             database: Some(database).filter(|database| !database.is_empty()),
             replication: replication.into_iter().next_back().map(|(_, value)| value),
-            parameters,
+            parameters: parameters
+                .into_iter()
+                .map(|(name, value)| (name, value.into_bytes()))
+                .collect(),
             options: Vec::new(),
             minor: 0,
         };
@@ -125,9 +133,21 @@ impl OpenRequest {
 }
 
 impl Handed {
+    /// It has left, and there is no copy of it here any more.
+    pub(crate) fn sent(self) -> Delivery {
+        self.delivery
+    }
+}
+
+impl Delivery {
     /// The client has it.
-    pub(crate) fn delivered(self) {
-        let _ = self.delivery.send(());
+    pub(crate) fn done(self) {
+        let _ = self.0.send(());
+    }
+
+    /// Whether the session is over.
+    pub(crate) fn is_moot(&self) -> bool {
+        self.0.is_closed()
     }
 }
 
@@ -178,7 +198,12 @@ impl Door {
         let (delivery, delivered) = oneshot::channel();
         let cancellable =
             server.key.as_ref().map(|key| self.cancels.register(session.id(), &server.remote, key));
-        let handed = Handed { prelude: taker.prelude, session: session.id(), socket, delivery };
+        let handed = Handed {
+            prelude: taker.prelude,
+            session: session.id(),
+            socket,
+            delivery: Delivery(delivery),
+        };
         let away = Away {
             counted: Counted::from(&watch, self.core.metrics().session_bytes(&name)),
             door: self.clone(),
@@ -442,7 +467,7 @@ mod tests {
         let good = request("", &[("application_name", "x"), ("replication", "database")]).unwrap();
         assert_eq!(good.startup.database, None);
         assert_eq!(good.startup.replication.as_deref(), Some("database"));
-        assert_eq!(good.startup.parameters, [("application_name".to_owned(), "x".to_owned())]);
+        assert_eq!(good.startup.parameters, [("application_name".to_owned(), b"x".to_vec())]);
         let long = "x".repeat(MAX_STARTUP);
         for bad in [
             [("application_name", long.as_str())],

@@ -20,7 +20,7 @@ use tracing::debug;
 
 use super::attempt::{conclude, dial_and_log_in};
 use super::backend::{Authenticated, LoginFault, LoginRequest};
-use super::codec::Frames;
+use super::codec::{Frames, Parameter};
 use crate::connection::{AllowedDatabase, ConnectionName};
 use crate::core::{Core, Dialling, Opening, Session, Spare};
 use crate::session::Lifeline;
@@ -52,7 +52,7 @@ pub(super) struct Spares {
 pub(super) struct Message {
     database: AllowedDatabase,
     /// In the order of their names.
-    parameters: Vec<(String, String)>,
+    parameters: Vec<Parameter>,
 }
 
 #[derive(Debug, Default)]
@@ -84,7 +84,7 @@ struct Ready {
 
 impl Message {
     /// `None` for what is not to be had ahead: replication, and what is given twice.
-    pub(super) fn of(database: &AllowedDatabase, parameters: &[(String, String)]) -> Option<Self> {
+    pub(super) fn of(database: &AllowedDatabase, parameters: &[Parameter]) -> Option<Self> {
         let mut parameters = parameters.to_vec();
         parameters.sort();
         let twice = parameters.iter().zip(parameters.iter().skip(1)).any(|((a, _), (b, _))| a == b);
@@ -102,7 +102,7 @@ impl Spares {
     pub(super) async fn take(
         &self,
         opening: &Opening,
-        parameters: &[(String, String)],
+        parameters: &[Parameter],
     ) -> Option<Authenticated> {
         let message = Message::of(opening.database(), parameters)?;
         loop {
@@ -115,7 +115,7 @@ impl Spares {
     }
 
     /// Remembers how a session came in, and sees to it that the next one finds a spare.
-    pub(super) fn came_in(&self, session: &Session, parameters: &[(String, String)]) {
+    pub(super) fn came_in(&self, session: &Session, parameters: &[Parameter]) {
         let connection = session.connection();
         if connection.warm == 0 || session.credential().version() == 0 {
             return;
@@ -378,7 +378,7 @@ mod tests {
 
     fn message(application: &str) -> Message {
         let database = connection("main_db").database(None).unwrap();
-        let parameters = [("application_name".to_owned(), application.to_owned())];
+        let parameters = [("application_name".to_owned(), application.into())];
         Message::of(&database, &parameters).unwrap()
     }
 
@@ -394,7 +394,9 @@ mod tests {
 
     fn picked(pool: &mut Pool, most: usize, now: Instant) -> Vec<String> {
         let picked = std::iter::from_fn(|| pool.pick(most, now));
-        let mut names: Vec<_> = picked.map(|message| message.parameters[0].1.clone()).collect();
+        let mut names: Vec<_> = picked
+            .map(|message| String::from_utf8(message.parameters[0].1.clone()).unwrap())
+            .collect();
         names.sort();
         names
     }
@@ -402,7 +404,7 @@ mod tests {
     #[test]
     fn the_order_of_parameters_does_not_matter_and_doubles_are_no_message() {
         let database = connection("main_db").database(None).unwrap();
-        let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        let pair = |name: &str, value: &str| (name.to_owned(), value.into());
         let one = Message::of(&database, &[pair("a", "1"), pair("b", "2")]);
         assert_eq!(one, Message::of(&database, &[pair("b", "2"), pair("a", "1")]));
         assert_ne!(one, Message::of(&database, &[pair("b", "1"), pair("a", "2")]));

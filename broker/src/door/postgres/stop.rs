@@ -227,8 +227,8 @@ async fn terminate(
         attempt: &attempt,
         database: &site.database,
         parameters: &[
-            ("application_name".to_owned(), "credbroker".to_owned()),
-            ("options".to_owned(), OWN_SETTINGS.to_owned()),
+            ("application_name".to_owned(), b"credbroker".to_vec()),
+            ("options".to_owned(), OWN_SETTINGS.into()),
         ],
     };
     let login = log_in(link, request).await;

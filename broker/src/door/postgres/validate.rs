@@ -103,7 +103,7 @@ async fn try_out(core: &Core, probe: &Probe) -> Result<Tried, LoginFault> {
         attempt: &attempt,
         credential: probe.credential(),
         database: &probe.connection().database,
-        parameters: &[("application_name".to_owned(), "credbroker".to_owned())],
+        parameters: &[("application_name".to_owned(), b"credbroker".to_vec())],
     };
     let login = dial_and_log_in(request).await;
     let took = since.elapsed();

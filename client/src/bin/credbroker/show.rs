@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::process::ExitCode;
 
 use clap::Args;
-use credbroker_client::{AdminConnection, CredentialInfo};
+use credbroker_client::{AdminConnection, CredentialInfo, OpenBreaker};
 use serde::Serialize;
 
 use crate::args::Global;
@@ -37,6 +37,13 @@ struct CredentialView<'a> {
     expires_at: Option<String>,
     labels: &'a BTreeMap<String, String>,
     persistent: bool,
+    breaker: Option<BreakerView>,
+}
+
+#[derive(Serialize)]
+struct BreakerView {
+    open_until: String,
+    refusals: u32,
 }
 
 pub(crate) fn run(command: &Show, global: &Global) -> Result<ExitCode, Failure> {
@@ -63,6 +70,10 @@ fn credential_view(credential: &CredentialInfo) -> CredentialView<'_> {
         expires_at: credential.expires_at.map(rfc3339),
         labels: &credential.labels,
         persistent: credential.persistent,
+        breaker: credential.breaker.map(|open| BreakerView {
+            open_until: rfc3339(open.open_until),
+            refusals: open.refusals,
+        }),
     }
 }
 
@@ -84,6 +95,9 @@ fn text(connection: &AdminConnection) -> String {
             if let Some(at) = credential.expires_at {
                 rows.push(("expires", format!("{} ({})", rfc3339(at), from_now(at))));
             }
+            if let Some(open) = credential.breaker {
+                rows.push(("breaker", breaker(open)));
+            }
             let labels = credential.labels.iter();
             rows.extend(labels.map(|(key, value)| ("label", format!("{key}={value}"))));
         }
@@ -94,6 +108,16 @@ fn text(connection: &AdminConnection) -> String {
         ("handles", connection.handles.to_string()),
     ]);
     pairs(&rows)
+}
+
+/// What keeps a credential from being tried.
+fn breaker(open: OpenBreaker) -> String {
+    let until = match from_now(open.open_until) {
+        past if past == "past" => "the next login tries it".to_owned(),
+        ahead => format!("not tried until {} ({ahead})", rfc3339(open.open_until)),
+    };
+    let times = if open.refusals == 1 { "once".into() } else { format!("{} times", open.refusals) };
+    format!("open: the server has refused it {times}; {until}")
 }
 
 /// Where a credential is kept.

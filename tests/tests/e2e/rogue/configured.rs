@@ -67,13 +67,13 @@ fn g6_a_server_gets_what_require_auth_names_and_nothing_else() {
                 let port = u16::try_from(bouts.len()).expect("a port") + 1;
                 let place =
                     if mode.unix { Place::Unix(setup.path("rogues"), port) } else { Place::Tcp };
-                let script = case.script(&verifier, mode.asks_tls);
+                let script = case.script(&verifier, &mode);
                 let rogue = Rogue::start(&place, mode.tls.clone(), script);
                 setup = connect(setup, &connection, &database, &rogue, &mode)
                     .set(&format!("connections.{connection}.require_auth"), named);
                 let given: &[&str] = if named.contains(&method) { secrets } else { &[] };
-                let (mode, verified) = (mode.name, mode.verified);
-                bouts.push((Bout { connection, mode, verified, case, rogue }, given));
+                let mode = mode.clone();
+                bouts.push((Bout { connection, mode, case, rogue }, given));
             }
         }
     }

@@ -21,7 +21,7 @@ use crate::arena::{Arena, BackendChoice};
 use crate::connection::tests::{connection, unix};
 use crate::credential::{ChannelBinding, Credential, LoginRules, Method};
 use crate::door::wire::Writer;
-use crate::upstream::Link;
+use crate::upstream::Route;
 
 const PASSWORD: &str = "pencil";
 
@@ -203,7 +203,7 @@ async fn ours(directory: &Path, rules: LoginRules) -> bool {
     let mut connection = connection("main_db");
     connection.hosts = unix(directory);
     connection.login = rules;
-    let link = Link::dial(&connection).await.unwrap();
+    let link = Route::to(&connection).dial().await.unwrap();
     let attempt = credential.breaker().enter_regardless();
     let request = LoginRequest {
         connection: &connection,
