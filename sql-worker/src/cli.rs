@@ -17,7 +17,7 @@ use tracing_subscriber::prelude::*;
 
 use crate::app::{App, Principal};
 use crate::broker::client::Remote;
-use crate::config::Config;
+use crate::config::{Config, ToolSet};
 use crate::{mcp, shutdown};
 
 // sysexits(3).
@@ -47,6 +47,9 @@ struct Mcp {
     /// On standard input and output.
     #[arg(long, required = true)]
     stdio: bool,
+    /// Which tools are offered.
+    #[arg(long, value_enum, default_value_t)]
+    tools: ToolSet,
     /// The configuration file; without one everything has its default.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -72,6 +75,7 @@ pub fn main() -> ExitCode {
         Ok(config) => config.unwrap_or_default(),
         Err(error) => return fail(CONFIGURATION, &error),
     };
+    config.tools = arguments.tools;
     config.runtime_dir = arguments.runtime_dir.or(config.runtime_dir);
     // sqlx reads it into every session and has no way to leave it out.
     if std::env::var_os("PGOPTIONS").is_some() {

@@ -26,6 +26,18 @@ pub struct Config {
     pub concurrency: usize,
     /// What is logged.
     pub log_level: tracing::Level,
+    /// Which tools are offered; from the command line.
+    pub tools: ToolSet,
+}
+
+/// A choice of tools.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum ToolSet {
+    /// All of them.
+    #[default]
+    Full,
+    /// What a model needs that only reads and writes rows: the fewest tokens.
+    Core,
 }
 
 /// Why a configuration file was refused.
@@ -141,6 +153,7 @@ impl Config {
                 idle: Duration::from_secs(60),
             },
             concurrency: raw.limits.concurrency,
+            tools: ToolSet::default(),
             log_level: match raw.log.level {
                 RawLevel::Error => tracing::Level::ERROR,
                 RawLevel::Warn => tracing::Level::WARN,

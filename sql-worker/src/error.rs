@@ -106,6 +106,17 @@ impl Failure {
             .with_hint("make a new one with create_credential_token, or leave credential_token out")
     }
 
+    /// The broker has no credential for the connection that is called `name` in its
+    /// configuration: the one thing here that only a person can mend.
+    #[must_use]
+    pub fn credential_missing(name: &str) -> Self {
+        Self::new(Code::UpstreamRefused, "the broker has no credential for this connection")
+            .with_hint(format!(
+                "a person runs `credbroker put {name}` (or `credbroker entry {name}`) on the \
+                 host; never ask for the password here. Then call this again"
+            ))
+    }
+
     /// The call was cancelled, or the worker is ending.
     #[must_use]
     pub fn cancelled() -> Self {

@@ -29,5 +29,6 @@ pub mod cli;
 pub mod config;
 pub mod error;
 pub mod mcp;
+mod random;
 pub mod shutdown;
 pub mod sql;

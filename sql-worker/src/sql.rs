@@ -5,10 +5,13 @@
 //! connection whose statement did not come to a clean end is closed, which is what ends the
 //! statement in the database, and never used again.
 
+pub mod catalogue;
 mod csv;
+mod explain;
 mod failure;
 mod lexer;
 mod limits;
+pub mod paging;
 mod params;
 mod pool;
 mod postgres;
@@ -19,6 +22,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+pub use explain::{Explanation, explain};
 pub(crate) use limits::MAX_ROWS_CEILING;
 pub use limits::{Cut, Limits};
 pub use params::{Params, Script};

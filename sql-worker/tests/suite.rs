@@ -23,5 +23,8 @@ mod process;
 #[path = "suite/statements.rs"]
 mod statements;
 #[cfg(test)]
+#[path = "suite/tools.rs"]
+mod tools;
+#[cfg(test)]
 #[path = "suite/values.rs"]
 mod values;

@@ -58,6 +58,10 @@ impl Access {
         self.live.try_lock().is_ok_and(|live| live.is_none())
     }
 
+    pub(super) fn connection(&self) -> &str {
+        &self.connection
+    }
+
     pub(super) fn belongs_to(&self, principal: &Principal) -> bool {
         self.principal == *principal
     }

@@ -11,9 +11,11 @@ use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 
 use super::list_connections::ConnectionResult;
+use super::schema::object;
+use super::secrets::inline_secret;
 use super::tool::{Hints, Tool};
 use crate::app::{App, Principal};
-use crate::error::{Code, Failure};
+use crate::error::Failure;
 
 const MINUTES: std::ops::RangeInclusive<u64> = 1..=1440;
 const DEFAULT_MINUTES: u64 = 30;
@@ -25,15 +27,15 @@ pub(super) struct CreateCredentialToken;
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Arguments {
-    /// A name from list_connections.
+    /// From list_connections.
     database: String,
-    /// Leave out: refused. A person stores credentials with `credbroker put NAME`.
+    /// Refused.
     #[schemars(with = "Option<String>")]
     username: Option<IgnoredAny>,
-    /// Leave out: refused. Never send a password.
+    /// Refused: never send one.
     #[schemars(with = "Option<String>")]
     password: Option<IgnoredAny>,
-    /// How long the token lives; 30 when left out.
+    /// Default 30.
     #[schemars(range(min = 1, max = 1440))]
     expiry_minutes: Option<u64>,
 }
@@ -45,22 +47,13 @@ pub(super) struct Output {
     credential_token: String,
     /// RFC 3339.
     expires_at: String,
+    #[schemars(schema_with = "object")]
     connection: ConnectionResult,
 }
 
 impl Arguments {
     fn ttl(&self) -> Result<Duration, Failure> {
-        if self.username.is_some() || self.password.is_some() {
-            return Err(Failure::new(
-                Code::Unsupported,
-                "usernames and passwords are not taken here, because they would pass through \
-                 the model; nothing was stored",
-            )
-            .with_hint(
-                "a person runs `credbroker put NAME` on the host; then call this again with \
-                 database alone. A password that was sent here should be changed",
-            ));
-        }
+        inline_secret(self.username.is_some() || self.password.is_some())?;
         let minutes = self.expiry_minutes.unwrap_or(DEFAULT_MINUTES);
         if !MINUTES.contains(&minutes) {
             return Err(Failure::invalid("expiry_minutes must be between 1 and 1440"));
@@ -72,9 +65,8 @@ impl Arguments {
 impl Tool for CreateCredentialToken {
     const NAME: &'static str = "create_credential_token";
     const TITLE: &'static str = "Create a credential token";
-    const DESCRIPTION: &'static str = "Makes a token for execute_sql on a connection's stored \
-        credential. It works for this caller only, lives for expiry_minutes (30 unless given, \
-        less where the broker says so), and can be revoked. Takes no passwords.";
+    const DESCRIPTION: &'static str = "Makes a token for execute_sql on the stored credential, for this \
+        caller only. It lives expiry_minutes, or less where the broker says so.";
     const HINTS: Hints = Hints::Adds;
     type Arguments = Arguments;
     type Output = Output;

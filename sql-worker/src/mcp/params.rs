@@ -7,6 +7,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::schema::any_value;
 use crate::sql::Params;
 
 /// Values of a statement's parameters.
@@ -27,20 +28,6 @@ impl From<Option<ParamsArgument>> for Params {
     }
 }
 
-/// Any JSON value, spelt out: strict clients refuse the schema `true`.
-pub(super) fn any_value() -> Schema {
-    json_schema!({
-        "anyOf": [
-            {"type": "string"},
-            {"type": "number"},
-            {"type": "boolean"},
-            {"type": "null"},
-            {"type": "array", "items": {"type": ["string", "number", "boolean", "null", "array", "object"]}},
-            {"type": "object"},
-        ]
-    })
-}
-
 impl JsonSchema for ParamsArgument {
     fn schema_name() -> Cow<'static, str> {
         "Params".into()
@@ -54,7 +41,7 @@ impl JsonSchema for ParamsArgument {
         json_schema!({
             "anyOf": [
                 {"type": "array", "items": any_value()},
-                {"type": "object", "additionalProperties": any_value()},
+                {"type": "object"},
             ]
         })
     }
