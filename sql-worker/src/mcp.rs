@@ -17,6 +17,7 @@ mod explain_query;
 mod list_connections;
 mod params;
 mod place;
+mod resources;
 mod result_set;
 mod revoke_credential_token;
 mod schema;
@@ -28,8 +29,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rmcp::model::{
-    CallToolRequestParams, CallToolResponse, Implementation, ListToolsResult,
-    PaginatedRequestParams, ServerCapabilities, ServerConfig,
+    CallToolRequestParams, CallToolResponse, Implementation, ListResourceTemplatesResult,
+    ListResourcesResult, ListToolsResult, PaginatedRequestParams, ReadResourceRequestParams,
+    ReadResourceResponse, ServerCapabilities, ServerConfig,
 };
 use rmcp::service::{RequestContext, serve_server_with_ct};
 use rmcp::{ErrorData, RoleServer, ServerHandler};
@@ -119,20 +121,71 @@ struct Server {
     ended: CancellationToken,
 }
 
+impl Server {
+    /// `work`, unless the request is cancelled or the client is gone before it is done.
+    async fn unless_ended<T>(
+        &self,
+        cancelled: &CancellationToken,
+        work: impl Future<Output = Result<T, ErrorData>>,
+    ) -> Result<T, ErrorData> {
+        tokio::select! {
+            biased;
+            () = cancelled.cancelled() => Err(resources::internal(&Failure::cancelled())),
+            () = self.ended.cancelled() => Err(resources::internal(&Failure::cancelled())),
+            done = work => done,
+        }
+    }
+}
+
+fn millis(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
+}
+
 impl ServerHandler for Server {
     fn get_info(&self) -> ServerConfig {
-        ServerConfig::new(ServerCapabilities::builder().enable_tools().build())
+        ServerConfig::new(ServerCapabilities::builder().enable_tools().enable_resources().build())
             .with_server_info(Implementation::new(NAME, env!("CARGO_PKG_VERSION")))
             .with_instructions(INSTRUCTIONS)
     }
 
     async fn list_tools(
         &self,
-        _page: Option<PaginatedRequestParams>,
+        page: Option<PaginatedRequestParams>,
         _context: RequestContext<RoleServer>,
     ) -> Result<ListToolsResult, ErrorData> {
+        resources::first_page(page)?;
         let tools = self.tools.iter().map(|entry| entry.definition.clone()).collect();
         Ok(ListToolsResult { tools, ..ListToolsResult::default() })
+    }
+
+    async fn list_resources(
+        &self,
+        page: Option<PaginatedRequestParams>,
+        context: RequestContext<RoleServer>,
+    ) -> Result<ListResourcesResult, ErrorData> {
+        let list = resources::list(&self.app, page);
+        self.unless_ended(&context.ct, list).await
+    }
+
+    async fn list_resource_templates(
+        &self,
+        page: Option<PaginatedRequestParams>,
+        _context: RequestContext<RoleServer>,
+    ) -> Result<ListResourceTemplatesResult, ErrorData> {
+        resources::templates(page)
+    }
+
+    async fn read_resource(
+        &self,
+        request: ReadResourceRequestParams,
+        context: RequestContext<RoleServer>,
+    ) -> Result<ReadResourceResponse, ErrorData> {
+        let started = Instant::now();
+        let read = resources::read(&self.app, &self.caller, &request.uri);
+        let outcome = self.unless_ended(&context.ct, read).await;
+        let code = outcome.as_ref().map_or_else(|error| error.code.0, |_| 0);
+        tracing::info!(code, elapsed_ms = millis(started), "resource read");
+        outcome.map(ReadResourceResponse::from)
     }
 
     async fn call_tool(
@@ -151,8 +204,7 @@ impl ServerHandler for Server {
             outcome = (entry.call)(&self.app, &self.caller, arguments) => outcome,
         };
         let code = outcome.as_ref().map_or_else(|failure| failure.code().as_str(), |_| "OK");
-        let elapsed_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
-        tracing::info!(tool = %entry.definition.name, code, elapsed_ms, "call");
+        tracing::info!(tool = %entry.definition.name, code, elapsed_ms = millis(started), "call");
         Ok(untrusted::result(outcome).into())
     }
 }

@@ -194,7 +194,7 @@ fn value(rest: &mut Peekable<Chars<'_>>) -> Result<String, Failure> {
 }
 
 /// RFC 3986, 2.1.
-fn decoded(text: &str) -> Result<String, Failure> {
+pub(super) fn decoded(text: &str) -> Result<String, Failure> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.bytes();
     while let Some(byte) = rest.next() {

@@ -12,7 +12,7 @@ use crate::error::{Code, Failure};
 use crate::random;
 
 /// In `_meta` of a result that holds data of the database.
-const KEY: &str = "credbroker/untrusted";
+pub(super) const KEY: &str = "credbroker/untrusted";
 
 /// What a client gets.
 pub(super) fn result(outcome: Outcome) -> CallToolResult {

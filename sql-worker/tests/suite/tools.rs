@@ -310,3 +310,56 @@ async fn what_cannot_be_read_on_has_no_cursor() {
         assert_eq!((&page["truncated"], page.get("next_cursor")), (&json!(true), None), "{page}");
     }
 }
+
+#[tokio::test]
+async fn schemas_are_resources() {
+    let mut client = Client::start().await;
+    setup(
+        &client.broker.cluster.clone(),
+        &["create schema \"re source\"", "create table \"re source\".\"a/b\" (n int4)"],
+    )
+    .await;
+    let listed = client.request("resources/list", json!({})).await;
+    let resources = listed["result"]["resources"].as_array().unwrap();
+    assert_eq!(resources.len(), 2);
+    assert_eq!(resources[0]["uri"], "schema://connection/main_db");
+    assert_eq!(resources[0]["mimeType"], "application/json");
+    let templates = client.request("resources/templates/list", json!({})).await;
+    assert_eq!(
+        templates["result"]["resourceTemplates"][0]["uriTemplate"],
+        "schema://connection/{connection}/{schema}/{table}"
+    );
+    for uri in ["schema://connection/main_db", "schema://connection/main_db/re%20source/a%2Fb"] {
+        let read = client.request("resources/read", json!({"uri": uri})).await;
+        let content = &read["result"]["contents"][0];
+        assert_eq!(
+            (&content["uri"], &content["mimeType"]),
+            (&json!(uri), &json!("application/json"))
+        );
+        assert_eq!(content["_meta"]["credbroker/untrusted"], true, "{read}");
+        let described: Value = serde_json::from_str(content["text"].as_str().unwrap()).unwrap();
+        assert_eq!(described["success"], true);
+        let table = &described["table"];
+        assert!(described["schemas"].is_array() || table["columns"][0]["name"] == "n", "{read}");
+    }
+    for uri in [
+        "schema://connection/none",
+        "schema://connection/main_db/public",
+        "schema://connection/main_db/public/none",
+        "file:///etc/passwd",
+    ] {
+        let read = client.request("resources/read", json!({"uri": uri})).await;
+        assert_eq!(read["error"]["code"], -32002, "{read}");
+    }
+    let modern = json!({"uri": "schema://connection/none", "_meta": {
+        "io.modelcontextprotocol/protocolVersion": "2026-07-28",
+        "io.modelcontextprotocol/clientInfo": {"name": "test", "version": "0"},
+        "io.modelcontextprotocol/clientCapabilities": {}}});
+    let read = client.request("resources/read", modern).await;
+    assert_eq!(read["error"]["code"], -32602, "{read}");
+    for method in ["tools/list", "resources/list", "resources/templates/list"] {
+        let page = client.request(method, json!({"cursor": "canary"})).await;
+        assert_eq!(page["error"]["code"], -32602, "{page}");
+        assert!(!page.to_string().contains("canary"), "{page}");
+    }
+}
