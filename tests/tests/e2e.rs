@@ -36,6 +36,8 @@ mod hosts;
 mod lifecycle;
 #[path = "e2e/login.rs"]
 mod login;
+#[path = "e2e/mcp_tools.rs"]
+mod mcp_tools;
 #[path = "e2e/memory.rs"]
 mod memory;
 #[path = "e2e/metrics.rs"]

@@ -211,7 +211,7 @@ pub(super) fn decoded(text: &str) -> Result<String, Failure> {
 }
 
 fn malformed() -> Failure {
-    wrong("is neither a postgresql:// URL nor key=value pairs")
+    wrong("is neither a PostgreSQL URL nor key=value pairs")
 }
 
 fn wrong(how: &str) -> Failure {
