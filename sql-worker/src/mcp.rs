@@ -258,13 +258,17 @@ mod tests {
             let input = Value::Object(tool.input_schema.as_ref().clone());
             let output = Value::Object(tool.output_schema.unwrap().as_ref().clone());
             assert_eq!(input["additionalProperties"], false, "{}", tool.name);
+            walk(&input, &mut |inner| {
+                let is_array = inner["type"] == "array";
+                assert!(!is_array || inner["items"].is_object(), "{}: {inner}", tool.name);
+            });
             for schema in [&input, &output] {
                 assert_eq!(schema["type"], "object", "{}", tool.name);
                 walk(schema, &mut |inner| {
                     assert!(inner.is_object(), "{}: bare {inner}", tool.name);
                     assert!(inner.get("format").is_none(), "{}: {inner}", tool.name);
                     assert!(inner.get("$ref").is_none(), "{}: {inner}", tool.name);
-                    let typed = inner.get("type").is_some() || inner.get("anyOf").is_some();
+                    let typed = inner["type"].is_string() || inner["anyOf"].is_array();
                     assert!(typed, "{}: {inner}", tool.name);
                 });
             }

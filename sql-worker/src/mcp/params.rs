@@ -7,7 +7,6 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::schema::any_value;
 use crate::sql::Params;
 
 /// Values of a statement's parameters.
@@ -38,9 +37,18 @@ impl JsonSchema for ParamsArgument {
     }
 
     fn json_schema(_generator: &mut SchemaGenerator) -> Schema {
+        // Spelt out, because strict clients refuse the schema `true`, and some an array without
+        // items or a list of types. An element of an array parameter is its text in any type.
         json_schema!({
             "anyOf": [
-                {"type": "array", "items": any_value()},
+                {"type": "array", "items": {"anyOf": [
+                    {"type": "string"},
+                    {"type": "number"},
+                    {"type": "boolean"},
+                    {"type": "null"},
+                    {"type": "array", "items": {"type": "string"}},
+                    {"type": "object"},
+                ]}},
                 {"type": "object"},
             ]
         })

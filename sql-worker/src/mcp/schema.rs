@@ -79,7 +79,10 @@ fn tidy(schema: &mut Value) {
         }
     }
     if let Some(Value::Array(choices)) = object.get_mut("anyOf") {
-        choices.retain(|choice| *choice != json!({"type": "null"}));
+        // Two are an optional argument; a NULL among more is meant.
+        if choices.len() == 2 {
+            choices.retain(|choice| *choice != json!({"type": "null"}));
+        }
         choices.iter_mut().for_each(tidy);
         if let [only] = choices.as_slice() {
             let only = only.clone();
@@ -114,11 +117,6 @@ fn undescribed(schema: &mut Value) {
     if let Some(items) = object.get_mut("items") {
         undescribed(items);
     }
-}
-
-/// Any JSON value, spelt out: strict clients refuse the schema `true`.
-pub(super) fn any_value() -> Value {
-    json!({"type": ["string", "number", "boolean", "null", "array", "object"]})
 }
 
 /// An object that is described in words only.
