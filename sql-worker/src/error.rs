@@ -2,7 +2,8 @@
 //!
 //! Invariant: nothing here carries a host, a DSN, a token, SQL text or a parameter's value.
 //! Fixed texts are `&'static str`; the only foreign text that passes is the message of a
-//! database server about the caller's own statement, with bound values taken out.
+//! database server about the caller's own statement, with bound values, and those that a data
+//! exception quotes, taken out.
 
 use std::borrow::Cow;
 

@@ -4,6 +4,10 @@
 //! what is seen is that of `information_schema` (PostgreSQL 15, 37.1): owned, or with any
 //! privilege on the table or one of its columns, in a schema that the role may use. System
 //! schemas are seen only when they are named.
+//!
+//! Functions and types are qualified, and operators get operands of exactly their types: else
+//! somebody who may create operators in a schema of the role's `search_path` could have theirs
+//! run with the role's rights (PostgreSQL 15, 10.2).
 
 use serde_json::Value;
 
@@ -120,7 +124,7 @@ pub fn details(oid: i64) -> Query {
     let foreign_keys = constraints(
         &format!(
             "pg_catalog.json_build_object('columns', {own},
-             'references', os.nspname || '.' || o.relname, 'referenced_columns', {other})"
+             'references', pg_catalog.concat(os.nspname, '.', o.relname), 'referenced_columns', {other})"
         ),
         &foreign,
         "conrelid",
@@ -128,10 +132,10 @@ pub fn details(oid: i64) -> Query {
     );
     let referenced_by = constraints(
         &format!(
-            "pg_catalog.json_build_object('table', os.nspname || '.' || o.relname,
+            "pg_catalog.json_build_object('table', pg_catalog.concat(os.nspname, '.', o.relname),
              'columns', {own}, 'referenced_columns', {other})"
         ),
-        &format!("{foreign} and k.conparentid = 0"),
+        &format!("{foreign} and k.conparentid = 0::pg_catalog.oid"),
         "confrelid",
         "conrelid",
     );
@@ -179,14 +183,14 @@ pub fn details(oid: i64) -> Query {
                  from pg_catalog.pg_index i
                  where i.indrelid = c.oid and not i.indisprimary
                  order by i.indexrelid limit {parts}) g),
-             'partition_of', (select os.nspname || '.' || o.relname
+             'partition_of', (select pg_catalog.concat(os.nspname, '.', o.relname)
                  from pg_catalog.pg_inherits h
                  join pg_catalog.pg_class o on o.oid = h.inhparent
                  join pg_catalog.pg_namespace os on os.oid = o.relnamespace
                  where h.inhrelid = c.oid and c.relispartition and {seen_other} limit 1),
              'partition_key', pg_catalog.pg_get_partkeydef(c.oid),
              'partitions', (select pg_catalog.json_agg(g.item) from (
-                 select pg_catalog.json_build_object('name', os.nspname || '.' || o.relname,
+                 select pg_catalog.json_build_object('name', pg_catalog.concat(os.nspname, '.', o.relname),
                      'bound', pg_catalog.left(
                          pg_catalog.pg_get_expr(o.relpartbound, o.oid), {MAX_TEXT})) as item
                  from pg_catalog.pg_inherits h
@@ -204,12 +208,13 @@ pub fn details(oid: i64) -> Query {
 }
 
 const IS_TABLE: &str = "c.relkind in ('r', 'p', 'v', 'm', 'f')";
-const OWN_SCHEMA: &str = "(n.nspname <> 'information_schema' and n.nspname not like 'pg\\_%')";
+const OWN_SCHEMA: &str =
+    "(n.nspname <> 'information_schema' and n.nspname not like 'pg\\_%'::pg_catalog.text)";
 const KIND: &str = "case when c.relispartition then 'partition' else case c.relkind \
     when 'r' then 'table' when 'p' then 'partitioned table' when 'v' then 'view' \
     when 'm' then 'materialized view' when 'f' then 'foreign table' end end";
 /// -1 until the table was vacuumed or analysed.
-const ROW_ESTIMATE: &str = "case when c.relkind in ('r', 'p', 'm', 'f') and c.reltuples >= 0 \
+const ROW_ESTIMATE: &str = "case when c.relkind in ('r', 'p', 'm', 'f') and c.reltuples >= 0::pg_catalog.float4 \
     then c.reltuples::pg_catalog.int8 end";
 
 /// Whether the role may see the table that `pg_class` is joined as.

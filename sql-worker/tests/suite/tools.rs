@@ -122,6 +122,43 @@ async fn a_schema_is_described_in_steps() {
     }
 }
 
+/// Operators whose operands fit better than those of PostgreSQL's own would be chosen.
+#[tokio::test]
+async fn nobody_elses_operators_are_run() {
+    let mut client = Client::start().await;
+    let mut traps = vec![
+        "create table trapped (a int4 primary key, b int4 references trapped)".to_owned(),
+        "analyze trapped".to_owned(),
+    ];
+    let types =
+        ["name", "text", "\"char\"", "oid", "int2", "int4", "int8", "float4", "float8", "bool"];
+    for (left, right) in types.iter().flat_map(|l| types.iter().map(move |r| (l, r))) {
+        traps.push(format!(
+            "create function public.trap({left}, {right}) returns bool language plpgsql as \
+             $$ begin raise exception 'trapped'; end $$"
+        ));
+        for operator in ["=", "<>", ">", ">=", "<", "<=", "||", "~~", "!~~", "~~*", "!~~*"] {
+            // What PostgreSQL itself has for these types comes first on the path.
+            traps.push(format!(
+                "create operator public.{operator} \
+                 (leftarg = {left}, rightarg = {right}, function = public.trap)"
+            ));
+        }
+    }
+    let block = format!("do $do$ begin {}; end $do$", traps.join("; "));
+    setup(&client.broker.cluster.clone(), &[&block]).await;
+    for extra in [("pattern", "*"), ("pattern", "public.*"), ("table", "trapped")] {
+        let arguments = json!({"database": "main_db", extra.0: extra.1});
+        let described = client.call("describe_schema", arguments).await;
+        assert_eq!(described["success"], true, "{described}");
+    }
+    let described = client.call("describe_schema", json!({"database": "main_db"})).await;
+    assert_eq!(described["success"], true, "{described}");
+    let explained = json!({"database": "main_db", "query": "table trapped"});
+    let explained = client.call("explain_query", explained).await;
+    assert_eq!(explained["success"], true, "{explained}");
+}
+
 #[tokio::test]
 async fn a_long_list_says_that_it_is_cut() {
     let mut client = Client::start().await;
