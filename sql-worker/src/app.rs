@@ -109,6 +109,13 @@ impl App {
         self.config.tools
     }
 
+    /// Whether a statement may change anything, on any connection.
+    #[must_use]
+    pub fn may_write(&self) -> bool {
+        // What a statement may do is the role's matter alone.
+        true
+    }
+
     /// The connections that the worker may use, masked.
     ///
     /// # Errors

@@ -69,7 +69,7 @@ pub async fn serve<R, W>(
 {
     let ended = stop.child_token();
     let input = Watched::new(input, ended.clone());
-    let tools = tools(app.tools());
+    let tools = tools(app.tools(), app.may_write());
     let server = Server { app, caller, tools, ended: ended.clone() };
     // rmcp watches `stop` itself. It is not told of the end of input, so that it answers what
     // it has already read.
@@ -92,23 +92,24 @@ pub async fn serve<R, W>(
     }
 }
 
-/// The tools, in the order in which they are listed.
-fn tools(set: ToolSet) -> Vec<Entry> {
+/// The tools, in the order in which they are listed. They depend on nothing but how the worker
+/// was started.
+fn tools(set: ToolSet, may_write: bool) -> Vec<Entry> {
     let mut tools = vec![
-        entry::<list_connections::ListConnections>(),
-        entry::<execute_sql::ExecuteSql>(),
-        entry::<describe_schema::DescribeSchema>(),
-        entry::<explain_query::ExplainQuery>(),
+        entry::<list_connections::ListConnections>(may_write),
+        entry::<execute_sql::ExecuteSql>(may_write),
+        entry::<describe_schema::DescribeSchema>(may_write),
+        entry::<explain_query::ExplainQuery>(may_write),
     ];
     match set {
         ToolSet::Core => {}
         ToolSet::Full => tools.extend([
-            entry::<create_credential_token::CreateCredentialToken>(),
-            entry::<revoke_credential_token::RevokeCredentialToken>(),
-            entry::<connect_storage::ConnectStorage>(),
-            entry::<connect_named_storage::ConnectNamedStorage>(),
-            entry::<execute_query::ExecuteQuery>(),
-            entry::<disconnect::Disconnect>(),
+            entry::<create_credential_token::CreateCredentialToken>(may_write),
+            entry::<revoke_credential_token::RevokeCredentialToken>(may_write),
+            entry::<connect_storage::ConnectStorage>(may_write),
+            entry::<connect_named_storage::ConnectNamedStorage>(may_write),
+            entry::<execute_query::ExecuteQuery>(may_write),
+            entry::<disconnect::Disconnect>(may_write),
         ]),
     }
     tools
@@ -236,8 +237,9 @@ mod tests {
 
     #[test]
     fn the_order_is_the_contracts() {
-        let names =
-            |set| -> Vec<_> { tools(set).into_iter().map(|entry| entry.definition.name).collect() };
+        let names = |set| -> Vec<_> {
+            tools(set, true).into_iter().map(|entry| entry.definition.name).collect()
+        };
         let core = ["list_connections", "execute_sql", "describe_schema", "explain_query"];
         let more = [
             "create_credential_token",
@@ -253,7 +255,7 @@ mod tests {
 
     #[test]
     fn schemas_are_strict_and_portable() {
-        for entry in tools(ToolSet::Full) {
+        for entry in tools(ToolSet::Full, true) {
             let tool = entry.definition;
             let input = Value::Object(tool.input_schema.as_ref().clone());
             let output = Value::Object(tool.output_schema.unwrap().as_ref().clone());
@@ -278,7 +280,7 @@ mod tests {
 
     #[test]
     fn every_tool_is_annotated_and_short() {
-        for entry in tools(ToolSet::Full) {
+        for entry in tools(ToolSet::Full, true) {
             let tool = entry.definition;
             let hints = tool.annotations.unwrap();
             assert_eq!(hints.open_world_hint, Some(false), "{}", tool.name);
@@ -294,9 +296,22 @@ mod tests {
     }
 
     #[test]
+    fn a_statement_is_read_only_where_nothing_can_be_written() {
+        for (may_write, read_only) in [(true, Some(false)), (false, Some(true))] {
+            let tools = tools(ToolSet::Full, may_write);
+            for name in ["execute_sql", "execute_query"] {
+                let tool = tools.iter().find(|tool| tool.definition.name == name).unwrap();
+                let hints = tool.definition.annotations.as_ref().unwrap();
+                assert_eq!(hints.read_only_hint, read_only, "{name}");
+                assert_eq!(hints.destructive_hint, may_write.then_some(true), "{name}");
+            }
+        }
+    }
+
+    #[test]
     fn the_list_is_small() {
         let size = |set| {
-            let list: Vec<_> = tools(set).into_iter().map(|entry| entry.definition).collect();
+            let list: Vec<_> = tools(set, true).into_iter().map(|entry| entry.definition).collect();
             serde_json::to_string(&json!({ "tools": list })).unwrap().len()
         };
         let (full, core) = (size(ToolSet::Full), size(ToolSet::Core));

@@ -28,7 +28,7 @@ impl Tool for ExecuteQuery {
     const NAME: &'static str = "execute_query";
     const TITLE: &'static str = "Run a query";
     const DESCRIPTION: &'static str = "As execute_sql, on a connection_id.";
-    const HINTS: Hints = Hints::Changes;
+    const HINTS: Hints = Hints::Statement;
     type Arguments = Arguments;
     type Output = QueryResult;
 

@@ -46,7 +46,7 @@ impl Tool for ExecuteSql {
     const DESCRIPTION: &'static str = "Runs one SQL statement in its own transaction. int8 and numeric come as \
         strings, bytea as base64. If truncated, repeat the call with cursor = next_cursor within \
         10 minutes: the query runs again from that row on, so use ORDER BY.";
-    const HINTS: Hints = Hints::Changes;
+    const HINTS: Hints = Hints::Statement;
     type Arguments = Arguments;
     type Output = StatementResult;
 

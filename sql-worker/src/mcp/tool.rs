@@ -40,8 +40,9 @@ pub(super) enum Hints {
     ReadOnly,
     /// It adds something that was not there.
     Adds,
-    /// It may change or remove anything, and more when it is repeated.
-    Changes,
+    /// It runs a statement of the caller's, which may change or remove anything where any
+    /// connection allows that. The list of tools cannot tell connections apart.
+    Statement,
     /// It ends something; once is as good as twice.
     Ends,
 }
@@ -65,13 +66,13 @@ pub(super) struct Success {
     pub(super) holds_data: bool,
 }
 
-/// Erases the types of `T`.
-pub(super) fn entry<T: Tool>() -> Entry {
+/// Erases the types of `T`. `may_write`: whether any statement may change something.
+pub(super) fn entry<T: Tool>(may_write: bool) -> Entry {
     let definition =
         rmcp::model::Tool::new(T::NAME, T::DESCRIPTION, schema::input::<T::Arguments>())
             .with_title(T::TITLE)
             .with_raw_output_schema(schema::output::<T::Output>().into())
-            .with_annotations(T::HINTS.annotations());
+            .with_annotations(T::HINTS.annotations(may_write));
     Entry { definition, call: call::<T> }
 }
 
@@ -93,12 +94,13 @@ fn call<'a, T: Tool>(
 impl Hints {
     /// Without a second copy of the title, without what means nothing for a tool that changes
     /// nothing, and without `idempotentHint` where it has its default, false: every byte is read by every model in every conversation.
-    fn annotations(self) -> ToolAnnotations {
+    fn annotations(self, may_write: bool) -> ToolAnnotations {
         let hints = ToolAnnotations::new().open_world(false);
         match self {
             Self::ReadOnly => hints.read_only(true),
+            Self::Statement if !may_write => hints.read_only(true),
             Self::Adds => hints.read_only(false).destructive(false),
-            Self::Changes => hints.read_only(false).destructive(true),
+            Self::Statement => hints.read_only(false).destructive(true),
             Self::Ends => hints.read_only(false).destructive(true).idempotent(true),
         }
     }
