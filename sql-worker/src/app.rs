@@ -5,6 +5,8 @@
 //! another handle.
 
 mod access;
+mod cursors;
+mod inspect;
 mod principal;
 mod rate;
 mod references;
@@ -16,31 +18,35 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use futures_util::future::join_all;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use self::access::Access;
+use self::cursors::Cursors;
+pub use self::inspect::{Described, Description, Subject};
 pub use self::principal::{Name, Principal};
 use self::rate::Rates;
 use self::references::References;
 use self::tokens::Tokens;
-use crate::broker::{Broker, Connection, Login, Token};
-use crate::config::{Config, InlineSecrets};
+use crate::broker::{Broker, Connection, Destination, Login, Token};
+use crate::config::{Config, InlineSecrets, ToolSet};
 use crate::error::{Code, Failure};
-use crate::sql::{Answer, Format, Lease, Limits, MAX_ROWS_CEILING, Params, Statement, execute};
+use crate::sql::{
+    Answer, Cut, Format, Lease, Limits, MAX_ROWS_CEILING, Params, Statement, execute, paging,
+};
 
 /// How often idle sessions are looked for.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Under whose right a statement runs.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub enum Source<'a> {
     /// The worker's own handle for a connection, on behalf of the caller.
     Own(&'a str),
     /// A credential token that the caller made for a connection.
     Token(&'a str, &'a Token),
-    /// A reference that the caller got from `connect_named_storage`.
+    /// A reference that the caller got from [`App::connect`].
     Reference(&'a str),
 }
 
@@ -68,6 +74,7 @@ pub struct App {
     own: Mutex<HashMap<(Principal, String), Arc<Access>>>,
     tokens: Tokens,
     references: References,
+    cursors: Cursors,
 }
 
 impl App {
@@ -80,6 +87,7 @@ impl App {
             own: Mutex::default(),
             tokens: Tokens::default(),
             references: References::default(),
+            cursors: Cursors::default(),
             broker,
             config,
         }
@@ -91,6 +99,18 @@ impl App {
     /// `LIMIT_REACHED`.
     pub fn admit(&self, caller: &Principal) -> Result<(), Failure> {
         self.rates.take(caller, Instant::now())
+    }
+
+    /// Which tools are offered.
+    #[must_use]
+    pub fn tools(&self) -> ToolSet {
+        self.config.tools
+    }
+
+    /// Whether a statement may change anything, on any connection.
+    #[must_use]
+    pub fn may_write(&self) -> bool {
+        self.config.may_write()
     }
 
     /// The connections that the worker may use, masked.
@@ -117,15 +137,59 @@ impl App {
         let limits = with_max_rows(connection.limits, request.max_rows)?;
         let access = connection.policy.access.narrowed(request.readonly)?;
         let statement = Statement::parse(request.sql, &request.params)?.with_access(access);
-        let _running = timeout(self.config.pool.wait, self.calls.acquire())
+        let _running = self.turn().await?;
+        let lease = self.lease(caller, source).await?;
+        execute(lease, &statement, request.format, &limits).await
+    }
+
+    /// As [`run`](Self::run), a page at a time: begins where `cursor` stands, and gives a cursor
+    /// when a query has more rows than were returned.
+    ///
+    /// Nothing is held in the database between two pages: the query is run again, see
+    /// [`paging`].
+    ///
+    /// # Errors
+    /// Those of [`run`](Self::run), and `INVALID_REQUEST` for a cursor that is not the
+    /// caller's, has expired, or was made for something else.
+    pub async fn page(
+        &self,
+        caller: &Principal,
+        source: Source<'_>,
+        request: Request<'_>,
+        cursor: Option<&str>,
+    ) -> Result<(Answer, Option<String>), Failure> {
+        let sql = request.sql;
+        let print = self.cursors.print(&source, sql, &request.params);
+        let find = |cursor| self.cursors.find(caller, cursor, print, Instant::now());
+        let offset = cursor.map(find).transpose()?;
+        let rest = offset.map(|offset| paging::from_offset(sql, offset));
+        let request = Request { sql: rest.as_deref().unwrap_or(sql), ..request };
+        let answer = self.run(caller, source, request).await?;
+        let next = match &answer {
+            // A first row that is too large for a page would be so again.
+            Answer::Rows(set)
+                if matches!(set.cut, Some(Cut::Rows | Cut::Bytes))
+                    && set.row_count > 0
+                    && paging::is_pageable(sql) =>
+            {
+                let read = u64::try_from(set.row_count).unwrap_or(u64::MAX);
+                let end = offset.unwrap_or(0).saturating_add(read);
+                Some(self.cursors.insert(caller, print, end, Instant::now())?)
+            }
+            Answer::Rows(_) | Answer::Done { .. } => None,
+        };
+        Ok((answer, next))
+    }
+
+    /// Waits until a further statement may run.
+    async fn turn(&self) -> Result<SemaphorePermit<'_>, Failure> {
+        timeout(self.config.pool.wait, self.calls.acquire())
             .await
             .map_err(|_elapsed| {
                 Failure::new(Code::PoolTimeout, "too many statements run; nothing was run")
                     .with_hint("try again when another call has ended")
             })?
-            .map_err(|_closed| Failure::cancelled())?;
-        let lease = self.lease(caller, source).await?;
-        execute(lease, &statement, request.format, &limits).await
+            .map_err(|_closed| Failure::cancelled())
     }
 
     /// The name of the connection that `source` leads to.
@@ -137,6 +201,37 @@ impl App {
     }
 
     async fn lease(&self, caller: &Principal, source: Source<'_>) -> Result<Lease, Failure> {
+        let lease = self.open(caller, source).await;
+        match (&lease, self.connection_of(caller, source)) {
+            (Err(refused), Some(name)) if refused.code() == Code::UpstreamRefused => {
+                self.require_credential(&name).await?;
+                lease
+            }
+            _ => lease,
+        }
+    }
+
+    /// The name of the connection that a source leads to, if the caller has it.
+    fn connection_of(&self, caller: &Principal, source: Source<'_>) -> Option<String> {
+        match source {
+            Source::Own(name) | Source::Token(name, _) => Some(name.to_owned()),
+            Source::Reference(id) => {
+                self.references.find(caller, id).ok().map(|access| access.connection().to_owned())
+            }
+        }
+    }
+
+    /// Says so when the broker has no credential for a connection, and who can help.
+    async fn require_credential(&self, name: &str) -> Result<(), Failure> {
+        match self.connection(name).await {
+            Ok(connection) if !connection.has_credential => {
+                Err(Failure::credential_missing(&connection.name))
+            }
+            Ok(_) | Err(_) => Ok(()),
+        }
+    }
+
+    async fn open(&self, caller: &Principal, source: Source<'_>) -> Result<Lease, Failure> {
         match source {
             Source::Token(connection, token) => {
                 self.tokens.lease(self, caller, connection, token).await
@@ -168,6 +263,9 @@ impl App {
         ttl: Duration,
     ) -> Result<(Token, SystemTime, Connection), Failure> {
         let masked = self.connection(connection).await?;
+        if !masked.has_credential {
+            return Err(Failure::credential_missing(&masked.name));
+        }
         let (token, info) = self.broker.issue_token(connection, caller.subject(), ttl).await?;
         Ok((token, info.expires, masked))
     }
@@ -234,7 +332,13 @@ impl App {
     /// Opens a session and names what it is opened under.
     async fn keep_open(&self, caller: &Principal, access: Access) -> Result<String, Failure> {
         let access = Arc::new(access);
-        let lease = access.lease(self).await?;
+        let lease = match access.lease(self).await {
+            Err(refused) if refused.code() == Code::UpstreamRefused => {
+                self.require_credential(access.connection()).await?;
+                return Err(refused);
+            }
+            other => other?,
+        };
         // Kept for the first query.
         lease.reset().await?;
         match self.references.insert(caller, Arc::clone(&access)) {
@@ -244,6 +348,27 @@ impl App {
                 Err(failure)
             }
         }
+    }
+
+    /// Finds the caller's connection to a destination by the broker's configuration, opens it
+    /// and names it for the caller. Returns the name, and the connection, masked.
+    ///
+    /// # Errors
+    /// `ACCESS_DENIED` when the broker has no such connection for this worker; else those of
+    /// [`connect`](Self::connect).
+    pub async fn connect_to(
+        &self,
+        caller: &Principal,
+        destination: &Destination,
+        login: Option<Login>,
+    ) -> Result<(String, Connection), Failure> {
+        let name = self.broker.resolve(destination).await?;
+        let masked = self.connection(&name).await?;
+        let id = match login {
+            None => self.connect(caller, &name).await?,
+            Some(login) => self.connect_with(caller, &name, login).await?,
+        };
+        Ok((id, masked))
     }
 
     /// Ends what [`connect`](Self::connect) made.
@@ -264,6 +389,7 @@ impl App {
             }
             self.tokens.sweep(SystemTime::now());
             self.rates.sweep(Instant::now());
+            self.cursors.sweep(Instant::now());
         }
     }
 

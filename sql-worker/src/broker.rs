@@ -5,7 +5,7 @@
 
 pub mod client;
 
-use std::fmt::Debug;
+use std::fmt::{self, Debug};
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
@@ -47,6 +47,10 @@ pub trait Broker: Debug + Send + Sync + 'static {
     ) -> Answer<'a, (Token, HandleInfo)>;
     /// What a handle is; `HANDLE_INVALID` when it is unknown, expired or revoked.
     fn describe<'a>(&'a self, token: &'a Token) -> Answer<'a, HandleInfo>;
+    /// The name of the connection that leads to `destination`, by the broker's configuration;
+    /// `ACCESS_DENIED` when there is none that this process may use.
+    fn resolve<'a>(&'a self, destination: &'a Destination) -> Answer<'a, String>;
+
     /// Ends a handle; when this is done its sessions are dead.
     fn revoke<'a>(&'a self, token: &'a Token) -> Answer<'a, ()>;
 }
@@ -92,6 +96,23 @@ pub struct Door {
     pub database: String,
     /// The user name to give.
     pub user: String,
+}
+
+/// Where a caller wants to go; only ever compared with what the broker has configured.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Destination {
+    /// A name, an address, or the directory of a Unix socket.
+    pub host: String,
+    /// `None`: PostgreSQL's usual one.
+    pub port: Option<u16>,
+    /// Name of the database; empty: the connection's own.
+    pub database: String,
+}
+
+impl Debug for Destination {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Destination([REDACTED])")
+    }
 }
 
 /// What the worker looks at in a handle.

@@ -18,7 +18,7 @@ use tracing_subscriber::prelude::*;
 
 use crate::app::App;
 use crate::broker::client::Remote;
-use crate::config::{Config, InlineSecrets};
+use crate::config::{Config, InlineSecrets, ToolSet};
 use crate::mcp::transport::{Choice, Transport};
 use crate::shutdown;
 
@@ -48,6 +48,9 @@ enum Command {
 struct Mcp {
     #[command(flatten)]
     transport: TransportArguments,
+    /// Which tools are offered.
+    #[arg(long, value_enum, default_value_t)]
+    tools: ToolSet,
     /// Takes passwords as tool arguments: insecure, for they pass through the model.
     #[arg(long)]
     allow_inline_secrets: bool,
@@ -102,6 +105,7 @@ pub fn main() -> ExitCode {
         Ok(config) => config.unwrap_or_default(),
         Err(error) => return fail(CONFIGURATION, &error),
     };
+    config.tools = arguments.tools;
     config.runtime_dir = arguments.runtime_dir.or(config.runtime_dir);
     if arguments.allow_inline_secrets {
         config.inline_secrets = InlineSecrets::Allowed;

@@ -16,7 +16,7 @@ use std::time::Duration;
 pub use self::connection::Connection;
 use self::raw::{Raw, RawLevel, Span};
 use crate::app::Name;
-use crate::sql::{Limits, Policy, PoolSettings};
+use crate::sql::{Access, Limits, Policy, PoolSettings};
 
 /// What the worker runs with.
 #[derive(Debug, Clone)]
@@ -39,9 +39,21 @@ pub struct Config {
     pub log_level: tracing::Level,
     /// Whether calls may bring passwords; from the command line only.
     pub inline_secrets: InlineSecrets,
+    /// Which tools are offered; from the command line.
+    pub tools: ToolSet,
     connections: BTreeMap<String, Connection>,
     /// What holds for those that are not named.
     others: Connection,
+}
+
+/// A choice of tools.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum ToolSet {
+    /// All of them.
+    #[default]
+    Full,
+    /// What a model needs that only reads and writes rows: the fewest tokens.
+    Core,
 }
 
 /// Whether passwords are taken as tool arguments.
@@ -75,6 +87,7 @@ impl Default for Config {
             runtime_dir: None,
             log_level: tracing::Level::INFO,
             inline_secrets: InlineSecrets::default(),
+            tools: ToolSet::default(),
             connections: BTreeMap::new(),
             others: Connection { policy: Arc::default(), limits: raw.limits.limits() },
         }
@@ -121,6 +134,13 @@ impl Config {
         self.connections.get(name).unwrap_or(&self.others)
     }
 
+    /// Whether any connection is read-write, named or not.
+    #[must_use]
+    pub fn may_write(&self) -> bool {
+        let mut all = self.connections.values().chain([&self.others]);
+        all.any(|connection| connection.policy.access == Access::ReadWrite)
+    }
+
     fn from_raw(raw: &Raw) -> Result<Self, String> {
         let limits = raw.limits.check()?;
         let bearers = raw.http.check()?;
@@ -139,6 +159,7 @@ impl Config {
             bearers,
             socket_group: raw.unix.group.clone(),
             inline_secrets: InlineSecrets::default(),
+            tools: ToolSet::default(),
             log_level: match raw.log.level {
                 RawLevel::Error => tracing::Level::ERROR,
                 RawLevel::Warn => tracing::Level::WARN,
@@ -160,7 +181,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
     use super::*;
-    use crate::sql::{Access, Role};
+    use crate::sql::Role;
 
     #[test]
     fn everything_has_a_default() {

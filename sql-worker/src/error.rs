@@ -2,7 +2,8 @@
 //!
 //! Invariant: nothing here carries a host, a DSN, a token, SQL text or a parameter's value.
 //! Fixed texts are `&'static str`; the only foreign text that passes is the message of a
-//! database server about the caller's own statement, with bound values taken out.
+//! database server about the caller's own statement, with bound values, and those that a data
+//! exception quotes, taken out.
 
 use std::borrow::Cow;
 
@@ -107,6 +108,17 @@ impl Failure {
     pub fn handle_invalid() -> Self {
         Self::new(Code::HandleInvalid, "the handle is unknown, expired or revoked")
             .with_hint("make a new one with create_credential_token, or leave credential_token out")
+    }
+
+    /// The broker has no credential for the connection that is called `name` in its
+    /// configuration: the one thing here that only a person can mend.
+    #[must_use]
+    pub fn credential_missing(name: &str) -> Self {
+        Self::new(Code::UpstreamRefused, "the broker has no credential for this connection")
+            .with_hint(format!(
+                "a person runs `credbroker put {name}` (or `credbroker entry {name}`) on the \
+                 host; never ask for the password here. Then call this again"
+            ))
     }
 
     /// The call was cancelled, or the worker is ending.

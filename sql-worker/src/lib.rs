@@ -30,5 +30,6 @@ pub mod cli;
 pub mod config;
 pub mod error;
 pub mod mcp;
+mod random;
 pub mod shutdown;
 pub mod sql;

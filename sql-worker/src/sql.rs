@@ -6,11 +6,14 @@
 //! connection whose statement did not come to a clean end is closed, which is what ends the
 //! statement in the database, and never used again.
 
+pub mod catalogue;
 mod csv;
+mod explain;
 mod failure;
 mod guard;
 mod lexer;
 mod limits;
+pub mod paging;
 mod params;
 mod pattern;
 mod plan;
@@ -28,6 +31,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+pub use explain::{Explanation, explain};
 pub use guard::Guard;
 pub(crate) use limits::MAX_ROWS_CEILING;
 pub use limits::{Cut, Limits};

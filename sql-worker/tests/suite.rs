@@ -29,5 +29,8 @@ mod readonly;
 #[path = "suite/statements.rs"]
 mod statements;
 #[cfg(test)]
+#[path = "suite/tools.rs"]
+mod tools;
+#[cfg(test)]
 #[path = "suite/values.rs"]
 mod values;

@@ -6,13 +6,10 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use rustix::rand::{GetRandomFlags, getrandom};
-
 use super::Principal;
 use super::access::Access;
 use crate::error::{Code, Failure};
+use crate::random;
 
 /// Open connections of one principal.
 const MAX_REFERENCES: usize = 64;
@@ -28,7 +25,7 @@ impl References {
         principal: &Principal,
         access: Arc<Access>,
     ) -> Result<String, Failure> {
-        let id = random_id()?;
+        let id = random::name("conn_")?;
         let mut map = self.map();
         if map.values().filter(|access| access.belongs_to(principal)).count() >= MAX_REFERENCES {
             return Err(Failure::new(Code::LimitReached, "too many open connections")
@@ -61,18 +58,7 @@ impl References {
 
 fn unknown() -> Failure {
     Failure::invalid("connection_id is unknown, or was disconnected")
-        .with_hint("open one with connect_named_storage")
-}
-
-/// `conn_` and 192 random bits.
-fn random_id() -> Result<String, Failure> {
-    let mut bytes = [0; 24];
-    let filled = getrandom(&mut bytes, GetRandomFlags::empty());
-    // Up to 256 bytes come whole or not at all, getrandom(2).
-    if filled.is_ok_and(|filled| filled == bytes.len()) {
-        return Ok(format!("conn_{}", URL_SAFE_NO_PAD.encode(bytes)));
-    }
-    Err(Failure::new(Code::Internal, "the kernel gave no random bytes"))
+        .with_hint("open one with connect_named_storage or connect_storage")
 }
 
 #[cfg(test)]

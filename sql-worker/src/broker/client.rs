@@ -12,9 +12,11 @@ use credbroker_client::{
 use futures_util::future::BoxFuture;
 use tokio::sync::OnceCell;
 
-use super::{Answer, Broker, Connection, Door, HandleInfo, Held, Issued, Login};
+use super::{Answer, Broker, Connection, Destination, Door, HandleInfo, Held, Issued, Login};
 use crate::error::{Code, Failure};
 
+/// The type of the connections that the worker speaks to.
+const KIND: &str = "postgresql";
 /// For operators, in the audit log and in lists of handles.
 const PURPOSE: &str = "sql-worker";
 
@@ -144,6 +146,19 @@ impl Broker for Remote {
         Box::pin(async move {
             let info = self.client().await?.describe(token).await;
             info.map(public).map_err(|error| failure(&error))
+        })
+    }
+
+    fn resolve<'a>(&'a self, destination: &'a Destination) -> Answer<'a, String> {
+        Box::pin(async move {
+            let mut asked = credbroker_client::Destination::new(&destination.host)
+                .kind(KIND)
+                .database(&destination.database);
+            if let Some(port) = destination.port {
+                asked = asked.port(port);
+            }
+            let name = self.client().await?.resolve(asked).await;
+            name.map_err(|error| failure(&error))
         })
     }
 

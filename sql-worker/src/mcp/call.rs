@@ -11,12 +11,12 @@ use futures_util::FutureExt as _;
 use rmcp::RoleServer;
 use rmcp::model::{CallToolResult, JsonObject};
 use rmcp::service::RequestContext;
-use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
 use super::progress::reported;
-use super::tool::Entry;
+use super::tool::{Entry, Outcome};
 use super::trace::TraceParent;
+use super::untrusted;
 use crate::app::{App, Principal};
 use crate::error::{Code, Failure};
 
@@ -43,28 +43,23 @@ pub(super) async fn answer(
         outcome = reported(context, run(app, caller, entry, arguments)) => outcome,
     };
     let code = outcome.as_ref().map_or_else(|failure| failure.code().as_str(), |_| "OK");
-    let elapsed_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
     let traceparent = context.meta.get_traceparent().and_then(TraceParent::parse);
     tracing::info!(
         principal = caller.subject(),
         tool = %entry.definition.name,
         code,
-        elapsed_ms,
+        elapsed_ms = millis(started),
         traceparent = traceparent.map(TraceParent::as_str),
         "call"
     );
-    match outcome {
-        Ok(output) => CallToolResult::structured(output),
-        Err(failure) => CallToolResult::structured_error(failure.to_json()),
-    }
+    untrusted::result(outcome)
 }
 
-async fn run(
-    app: &App,
-    caller: &Principal,
-    entry: &Entry,
-    arguments: JsonObject,
-) -> Result<Value, Failure> {
+pub(super) fn millis(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
+}
+
+async fn run(app: &App, caller: &Principal, entry: &Entry, arguments: JsonObject) -> Outcome {
     app.admit(caller)?;
     // What a call leaves behind when it unwinds is dropped with it: a session in the middle of
     // something is not given back to its pool.
@@ -84,7 +79,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_panic_in_a_tool_is_an_answer() {
-        let mut entry = entry::<crate::mcp::list_connections::ListConnections>();
+        let mut entry = entry::<crate::mcp::list_connections::ListConnections>(false);
         entry.call = |_, _, _| Box::pin(async { panic!("in a tool") });
         let app = App::new(Arc::new(Remote::new(None)), Config::default());
         let failed = run(&app, &Principal::stdio(), &entry, JsonObject::new()).await.unwrap_err();

@@ -14,7 +14,7 @@ pub(super) struct ConnectNamedStorage;
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Arguments {
-    /// A name from list_connections.
+    /// From list_connections.
     connection_name: String,
 }
 
@@ -29,8 +29,8 @@ pub(super) struct Output {
 impl Tool for ConnectNamedStorage {
     const NAME: &'static str = "connect_named_storage";
     const TITLE: &'static str = "Open a named connection";
-    const DESCRIPTION: &'static str = "Opens a connection and returns a connection_id for \
-        execute_query. It lives until disconnect or until the server ends.";
+    const DESCRIPTION: &'static str = "Opens a connection. Its connection_id, for execute_query, lives until \
+        disconnect or the server's end.";
     const HINTS: Hints = Hints::Adds;
     type Arguments = Arguments;
     type Output = Output;

@@ -7,6 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::list_connections::ConnectionResult;
+use super::schema::object;
 use super::secrets::{InlineSecret, inline_secret};
 use super::tool::{Hints, Tool};
 use crate::app::{App, Principal};
@@ -22,15 +23,14 @@ pub(super) struct CreateCredentialToken;
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Arguments {
-    /// A name from list_connections.
+    /// From list_connections.
     database: String,
-    /// Leave out: refused, unless the worker was started with --allow-inline-secrets. A person
-    /// stores credentials with `credbroker put NAME`.
+    /// Refused, unless the worker was started to take it.
     username: Option<String>,
-    /// Leave out, as username. Never send a password.
+    /// As username: never send one.
     #[schemars(with = "Option<String>")]
     password: Option<InlineSecret>,
-    /// How long the token lives; 30 when left out.
+    /// Default 30.
     #[schemars(range(min = 1, max = 1440))]
     expiry_minutes: Option<u64>,
 }
@@ -42,6 +42,7 @@ pub(super) struct Output {
     credential_token: String,
     /// RFC 3339.
     expires_at: String,
+    #[schemars(schema_with = "object")]
     connection: ConnectionResult,
 }
 
@@ -58,9 +59,8 @@ impl Arguments {
 impl Tool for CreateCredentialToken {
     const NAME: &'static str = "create_credential_token";
     const TITLE: &'static str = "Create a credential token";
-    const DESCRIPTION: &'static str = "Makes a token for execute_sql on a connection's stored \
-        credential. It works for this caller only, lives for expiry_minutes (30 unless given, \
-        less where the broker says so), and can be revoked.";
+    const DESCRIPTION: &'static str = "Makes a token for execute_sql on the stored credential, for this \
+        caller only. It lives expiry_minutes, or less where the broker says so.";
     const HINTS: Hints = Hints::Adds;
     type Arguments = Arguments;
     type Output = Output;

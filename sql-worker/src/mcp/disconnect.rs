@@ -14,7 +14,6 @@ pub(super) struct Disconnect;
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Arguments {
-    /// From connect_named_storage.
     connection_id: String,
 }
 
@@ -28,8 +27,7 @@ pub(super) struct Output {
 impl Tool for Disconnect {
     const NAME: &'static str = "disconnect";
     const TITLE: &'static str = "Close an open connection";
-    const DESCRIPTION: &'static str =
-        "Closes a connection_id, with every session and statement under it.";
+    const DESCRIPTION: &'static str = "Closes a connection_id, with its sessions and statements.";
     const HINTS: Hints = Hints::Ends;
     type Arguments = Arguments;
     type Output = Output;

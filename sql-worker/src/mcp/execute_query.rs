@@ -4,7 +4,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::params::ParamsArgument;
-use super::result_set::StatementResult;
+use super::result_set::{QueryResult, StatementResult};
 use super::tool::{Hints, Tool};
 use crate::app::{App, Principal, Request, Source};
 use crate::error::Failure;
@@ -17,30 +17,27 @@ pub(super) struct ExecuteQuery;
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Arguments {
-    /// From connect_named_storage.
     connection_id: String,
-    /// One SQL statement.
     query: String,
-    /// A list for $1, $2, … or an object for :name. Decimals are exact as strings.
+    /// As in execute_sql.
     params: Option<ParamsArgument>,
-    /// true: change nothing, on a connection that may write too.
+    cursor: Option<String>,
     readonly: Option<bool>,
 }
 
 impl Tool for ExecuteQuery {
     const NAME: &'static str = "execute_query";
-    const TITLE: &'static str = "Run a query on an open connection";
-    const DESCRIPTION: &'static str =
-        "Runs one SQL statement on a connection_id. Results and limits are those of execute_sql.";
-    const HINTS: Hints = Hints::Changes;
+    const TITLE: &'static str = "Run a query";
+    const DESCRIPTION: &'static str = "As execute_sql, on a connection_id.";
+    const HINTS: Hints = Hints::Statement;
     type Arguments = Arguments;
-    type Output = StatementResult;
+    type Output = QueryResult;
 
     async fn run(
         app: &App,
         caller: &Principal,
         arguments: Arguments,
-    ) -> Result<StatementResult, Failure> {
+    ) -> Result<QueryResult, Failure> {
         let request = Request {
             sql: &arguments.query,
             params: arguments.params.into(),
@@ -49,6 +46,12 @@ impl Tool for ExecuteQuery {
             readonly: arguments.readonly,
         };
         let source = Source::Reference(&arguments.connection_id);
-        app.run(caller, source, request).await.map(StatementResult::from)
+        let cursor = arguments.cursor.as_deref();
+        let page = app.page(caller, source, request, cursor).await?;
+        Ok(QueryResult(StatementResult::page(page)))
+    }
+
+    fn holds_data(QueryResult(output): &QueryResult) -> bool {
+        output.has_rows()
     }
 }

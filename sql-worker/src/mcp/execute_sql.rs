@@ -18,20 +18,19 @@ pub(super) struct ExecuteSql;
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Arguments {
-    /// A name from list_connections.
+    /// From list_connections.
     database: String,
-    /// One SQL statement.
     sql: String,
-    /// A list for $1, $2, … or an object for :name. Decimals are exact as strings.
+    /// List for $1, object for :name; decimals as strings.
     params: Option<ParamsArgument>,
-    /// From create_credential_token; not needed otherwise.
     credential_token: Option<String>,
-    /// Rows to return.
     #[schemars(range(min = 1, max = 50000))]
     max_rows: Option<usize>,
-    /// How rows are returned; json unless csv is asked for.
+    /// next_cursor of a truncated result.
+    cursor: Option<String>,
+    /// Default json.
     format: Option<FormatArgument>,
-    /// true: change nothing, on a connection that may write too.
+    /// true: change nothing.
     readonly: Option<bool>,
 }
 
@@ -46,12 +45,11 @@ enum FormatArgument {
 impl Tool for ExecuteSql {
     const NAME: &'static str = "execute_sql";
     const TITLE: &'static str = "Run a SQL statement";
-    const DESCRIPTION: &'static str = "Runs one SQL statement, as a transaction of its own; \
-        connections are read-only unless they are configured otherwise. \
-        int8 and numeric values are strings, bytea is base64. When truncated is true there was \
-        more: the query was stopped there, and what its functions changed is rolled back; \
-        INSERT, UPDATE and DELETE still complete.";
-    const HINTS: Hints = Hints::Changes;
+    const DESCRIPTION: &'static str = "Runs one SQL statement in its own transaction, read-only unless configured \
+        otherwise. int8 and numeric come as strings, bytea as base64. If truncated, repeat the call \
+        with cursor = next_cursor within 10 minutes: the query runs again from that row on, so use \
+        ORDER BY.";
+    const HINTS: Hints = Hints::Statement;
     type Arguments = Arguments;
     type Output = StatementResult;
 
@@ -77,6 +75,11 @@ impl Tool for ExecuteSql {
             },
             readonly: arguments.readonly,
         };
-        app.run(caller, source, request).await.map(StatementResult::from)
+        let cursor = arguments.cursor.as_deref();
+        app.page(caller, source, request, cursor).await.map(StatementResult::page)
+    }
+
+    fn holds_data(output: &StatementResult) -> bool {
+        output.has_rows()
     }
 }

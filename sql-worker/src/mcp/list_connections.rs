@@ -25,7 +25,6 @@ pub(super) struct Output {
 
 /// A connection, masked.
 #[derive(Debug, Serialize, JsonSchema)]
-#[schemars(deny_unknown_fields)]
 pub(super) struct ConnectionResult {
     name: String,
     r#type: String,
@@ -49,8 +48,8 @@ impl From<Connection> for ConnectionResult {
 impl Tool for ListConnections {
     const NAME: &'static str = "list_connections";
     const TITLE: &'static str = "List database connections";
-    const DESCRIPTION: &'static str = "Names, types and masked targets of the database \
-        connections that may be used, and which of them need a credential.";
+    const DESCRIPTION: &'static str = "Database connections that may be used: names, types, masked targets, \
+        and whether a credential is missing.";
     const HINTS: Hints = Hints::ReadOnly;
     type Arguments = Arguments;
     type Output = Output;

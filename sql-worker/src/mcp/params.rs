@@ -27,20 +27,6 @@ impl From<Option<ParamsArgument>> for Params {
     }
 }
 
-/// Any JSON value, spelt out: strict clients refuse the schema `true`.
-pub(super) fn any_value() -> Schema {
-    json_schema!({
-        "anyOf": [
-            {"type": "string"},
-            {"type": "number"},
-            {"type": "boolean"},
-            {"type": "null"},
-            {"type": "array", "items": {"type": ["string", "number", "boolean", "null", "array", "object"]}},
-            {"type": "object"},
-        ]
-    })
-}
-
 impl JsonSchema for ParamsArgument {
     fn schema_name() -> Cow<'static, str> {
         "Params".into()
@@ -51,10 +37,19 @@ impl JsonSchema for ParamsArgument {
     }
 
     fn json_schema(_generator: &mut SchemaGenerator) -> Schema {
+        // Spelt out, because strict clients refuse the schema `true`, and some an array without
+        // items or a list of types. An element of an array parameter is its text in any type.
         json_schema!({
             "anyOf": [
-                {"type": "array", "items": any_value()},
-                {"type": "object", "additionalProperties": any_value()},
+                {"type": "array", "items": {"anyOf": [
+                    {"type": "string"},
+                    {"type": "number"},
+                    {"type": "boolean"},
+                    {"type": "null"},
+                    {"type": "array", "items": {"type": "string"}},
+                    {"type": "object"},
+                ]}},
+                {"type": "object"},
             ]
         })
     }

@@ -1,12 +1,13 @@
 //! The result of a statement, as `execute_sql` and `execute_query` give it.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::Serialize;
 use serde_json::Value;
 
-use super::params::any_value;
+use super::schema::objects;
 use crate::sql::{Answer, Body};
 
 /// Columns and rows, or the number of affected rows.
@@ -14,6 +15,7 @@ use crate::sql::{Answer, Body};
 pub(super) struct StatementResult {
     success: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "objects")]
     columns: Option<Vec<ColumnResult>>,
     /// One array of cells a row.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -29,16 +31,20 @@ pub(super) struct StatementResult {
     truncated: Option<bool>,
     /// The limit that was met: max_rows, max_bytes or max_cell_bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(skip)]
     truncated_reason: Option<&'static str>,
     /// For statements that change rows.
     #[serde(skip_serializing_if = "Option::is_none")]
     affected_rows: Option<u64>,
+    #[schemars(skip)]
     elapsed_ms: u64,
+    /// Where a query that was cut goes on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next_cursor: Option<String>,
 }
 
 /// A column.
-#[derive(Debug, Serialize, JsonSchema)]
-#[schemars(deny_unknown_fields)]
+#[derive(Debug, Serialize)]
 struct ColumnResult {
     name: String,
     /// PostgreSQL's name of the type.
@@ -48,11 +54,41 @@ struct ColumnResult {
     masked: Option<bool>,
 }
 
+impl StatementResult {
+    /// One page, and where the next begins.
+    pub(super) fn page((answer, next_cursor): (Answer, Option<String>)) -> Self {
+        Self { next_cursor, ..Self::from(answer) }
+    }
+
+    /// Whether there are rows, and so what a database wrote.
+    pub(super) fn has_rows(&self) -> bool {
+        self.columns.is_some()
+    }
+}
+
+/// The same for a second tool, whose schema need not repeat it.
+#[derive(Debug, Serialize)]
+#[serde(transparent)]
+pub(super) struct QueryResult(pub(super) StatementResult);
+
+impl JsonSchema for QueryResult {
+    fn schema_name() -> Cow<'static, str> {
+        "QueryResult".into()
+    }
+
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn json_schema(_generator: &mut SchemaGenerator) -> Schema {
+        json_schema!({"type": "object", "properties": {"success": {"type": "boolean"}}})
+    }
+}
+
 fn rows_schema(_generator: &mut SchemaGenerator) -> Schema {
     json_schema!({
-        "description": "One array of cells a row.",
         "type": "array",
-        "items": {"type": "array", "items": any_value()},
+        "items": {"type": "array"},
     })
 }
 
@@ -86,6 +122,7 @@ impl From<Answer> for StatementResult {
                     truncated_reason: set.cut.map(|cut| cut.as_str()),
                     affected_rows: set.affected_rows,
                     elapsed_ms: millis(set.elapsed),
+                    ..Self::default()
                 }
             }
         }

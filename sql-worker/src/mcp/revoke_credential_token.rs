@@ -15,7 +15,6 @@ pub(super) struct RevokeCredentialToken;
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Arguments {
-    /// From create_credential_token.
     credential_token: String,
 }
 
@@ -29,8 +28,7 @@ pub(super) struct Output {
 impl Tool for RevokeCredentialToken {
     const NAME: &'static str = "revoke_credential_token";
     const TITLE: &'static str = "Revoke a credential token";
-    const DESCRIPTION: &'static str =
-        "Ends a credential token at once, with every session and statement under it.";
+    const DESCRIPTION: &'static str = "Ends a token at once, with its sessions and statements.";
     const HINTS: Hints = Hints::Ends;
     type Arguments = Arguments;
     type Output = Output;

@@ -1,11 +1,13 @@
 //! JSON schemas that strict clients take, and arguments that do not fit them.
 //!
-//! Clients check results against the output schema even when `isError` is set, so it covers
-//! the error shape too: only `success` is required.
+//! Arguments are closed: what is not known is refused. Results are open and say little, because
+//! every byte here is read by every model in every conversation: of a result, the names and
+//! types of what it may hold; of a failure, which clients check against the same schema, that
+//! there is `success`.
 
 use rmcp::model::JsonObject;
-use schemars::JsonSchema;
 use schemars::generate::SchemaSettings;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
@@ -22,9 +24,8 @@ pub(super) fn input<T: JsonSchema>() -> JsonObject {
 pub(super) fn output<T: JsonSchema>() -> JsonObject {
     let mut schema = generate::<T>();
     schema.insert("required".into(), json!(["success"]));
-    schema.insert("additionalProperties".into(), false.into());
     if let Some(Value::Object(properties)) = schema.get_mut("properties") {
-        properties.insert("error".into(), error());
+        properties.values_mut().for_each(undescribed);
     }
     schema
 }
@@ -78,7 +79,10 @@ fn tidy(schema: &mut Value) {
         }
     }
     if let Some(Value::Array(choices)) = object.get_mut("anyOf") {
-        choices.retain(|choice| *choice != json!({"type": "null"}));
+        // Two are an optional argument; a NULL among more is meant.
+        if choices.len() == 2 {
+            choices.retain(|choice| *choice != json!({"type": "null"}));
+        }
         choices.iter_mut().for_each(tidy);
         if let [only] = choices.as_slice() {
             let only = only.clone();
@@ -101,19 +105,28 @@ fn tidy(schema: &mut Value) {
     }
 }
 
-fn error() -> Value {
-    json!({
-        "type": "object",
-        "description": "Why it failed; present only then.",
-        "properties": {
-            "code": { "type": "string" },
-            "message": { "type": "string" },
-            "sqlstate": { "type": "string" },
-            "hint": { "type": "string" },
-        },
-        "required": ["code", "message"],
-        "additionalProperties": false,
-    })
+/// Takes out what only readers need; names of properties are not keywords.
+fn undescribed(schema: &mut Value) {
+    let Value::Object(object) = schema else { return };
+    object.remove("description");
+    object.remove("minimum");
+    object.remove("required");
+    if let Some(Value::Object(properties)) = object.get_mut("properties") {
+        properties.values_mut().for_each(undescribed);
+    }
+    if let Some(items) = object.get_mut("items") {
+        undescribed(items);
+    }
+}
+
+/// An object that is described in words only.
+pub(super) fn object(_generator: &mut SchemaGenerator) -> Schema {
+    json_schema!({"type": "object"})
+}
+
+/// A list of such.
+pub(super) fn objects(_generator: &mut SchemaGenerator) -> Schema {
+    json_schema!({"type": "array", "items": {"type": "object"}})
 }
 
 /// What is wrong with `arguments`, in words that repeat none of them.

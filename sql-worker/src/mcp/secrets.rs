@@ -51,6 +51,17 @@ pub(super) fn inline_secret(
     }
 }
 
+/// What to say of a password inside of a connection string: nobody could wipe it there.
+pub(super) fn in_a_text(allowed: InlineSecrets) -> Failure {
+    match allowed {
+        InlineSecrets::Refused => refused(),
+        InlineSecrets::Allowed => {
+            Failure::invalid("a password is not taken as part of connection_string")
+                .with_hint("give username and password as arguments of their own")
+        }
+    }
+}
+
 fn refused() -> Failure {
     Failure::new(
         Code::Unsupported,

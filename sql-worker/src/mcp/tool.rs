@@ -20,6 +20,11 @@ pub(super) trait Tool {
     type Arguments: DeserializeOwned + JsonSchema + Send + 'static;
     type Output: Serialize + JsonSchema;
 
+    /// Whether a result holds what a database wrote, and so is marked as untrusted.
+    fn holds_data(_output: &Self::Output) -> bool {
+        false
+    }
+
     /// Does it. Dropping the future cancels the call.
     fn run(
         app: &App,
@@ -35,8 +40,9 @@ pub(super) enum Hints {
     ReadOnly,
     /// It adds something that was not there.
     Adds,
-    /// It may change or remove anything, and more when it is repeated.
-    Changes,
+    /// It runs a statement of the caller's, which may change or remove anything where any
+    /// connection allows that. The list of tools cannot tell connections apart.
+    Statement,
     /// It ends something; once is as good as twice.
     Ends,
 }
@@ -48,15 +54,25 @@ pub(super) struct Entry {
 }
 
 type Call = for<'a> fn(&'a App, &'a Principal, JsonObject) -> BoxFuture<'a, Outcome>;
-type Outcome = Result<Value, Failure>;
 
-/// Erases the types of `T`.
-pub(super) fn entry<T: Tool>() -> Entry {
+/// What a call gave.
+pub(super) type Outcome = Result<Success, Failure>;
+
+/// A result, its type erased.
+#[derive(Debug)]
+pub(super) struct Success {
+    pub(super) value: Value,
+    /// Whether a database wrote any of it.
+    pub(super) holds_data: bool,
+}
+
+/// Erases the types of `T`. `may_write`: whether any statement may change something.
+pub(super) fn entry<T: Tool>(may_write: bool) -> Entry {
     let definition =
         rmcp::model::Tool::new(T::NAME, T::DESCRIPTION, schema::input::<T::Arguments>())
             .with_title(T::TITLE)
             .with_raw_output_schema(schema::output::<T::Output>().into())
-            .with_annotations(T::HINTS.annotations(T::TITLE));
+            .with_annotations(T::HINTS.annotations(may_write));
     Entry { definition, call: call::<T> }
 }
 
@@ -68,23 +84,24 @@ fn call<'a, T: Tool>(
     Box::pin(async move {
         let arguments = schema::read::<T::Arguments>(arguments)?;
         let output = T::run(app, caller, arguments).await?;
-        serde_json::to_value(output)
-            .map_err(|_unserialisable| Failure::new(Code::Internal, "the result is not JSON"))
+        let holds_data = T::holds_data(&output);
+        let value = serde_json::to_value(output)
+            .map_err(|_unserialisable| Failure::new(Code::Internal, "the result is not JSON"))?;
+        Ok(Success { value, holds_data })
     })
 }
 
 impl Hints {
-    fn annotations(self, title: &str) -> ToolAnnotations {
-        let (read_only, destructive, idempotent) = match self {
-            Self::ReadOnly => (true, false, true),
-            Self::Adds => (false, false, false),
-            Self::Changes => (false, true, false),
-            Self::Ends => (false, true, true),
-        };
-        ToolAnnotations::with_title(title)
-            .read_only(read_only)
-            .destructive(destructive)
-            .idempotent(idempotent)
-            .open_world(false)
+    /// Without a second copy of the title, without what means nothing for a tool that changes
+    /// nothing, and without `idempotentHint` where it has its default, false: every byte is read by every model in every conversation.
+    fn annotations(self, may_write: bool) -> ToolAnnotations {
+        let hints = ToolAnnotations::new().open_world(false);
+        match self {
+            Self::ReadOnly => hints.read_only(true),
+            Self::Statement if !may_write => hints.read_only(true),
+            Self::Adds => hints.read_only(false).destructive(false),
+            Self::Statement => hints.read_only(false).destructive(true),
+            Self::Ends => hints.read_only(false).destructive(true).idempotent(true),
+        }
     }
 }

@@ -70,7 +70,7 @@ pub(super) fn of_statement(error: &sqlx::Error, values: &[Option<String>]) -> Fa
         "25006" => Code::ReadOnly,
         _ => Code::SqlError,
     };
-    let failure = Failure::new(code, without_values(error.message(), values))
+    let failure = Failure::new(code, without_values(error.code(), error.message(), values))
         .with_sqlstate(error.code().to_owned());
     match hint(error) {
         Some(hint) => failure.with_hint(hint),
@@ -114,14 +114,22 @@ fn hint(error: &PgDatabaseError) -> Option<Cow<'static, str>> {
     own.map(Cow::Borrowed).or_else(|| error.hint().map(|hint| hint.to_owned().into()))
 }
 
-/// PostgreSQL quotes the input that it could not read: `… for type integer: "abc"`.
-fn without_values(message: &str, values: &[Option<String>]) -> String {
+/// PostgreSQL quotes the input that it could not read: `… for type integer: "abc"`. That may be
+/// a parameter, a part of the statement, or what stands in a row that nobody meant to show.
+fn without_values(sqlstate: &str, message: &str, values: &[Option<String>]) -> String {
     let mut message = message.to_owned();
     for value in values.iter().flatten().filter(|value| !value.is_empty()) {
         message = message.replace(&format!("\"{value}\""), "(the parameter's value)");
         if value.len() >= 4 {
             message = message.replace(value.as_str(), "(the parameter's value)");
         }
+    }
+    // Class 22, data exceptions: what is quoted there is a value, and may hold quotes itself.
+    if sqlstate.starts_with("22")
+        && let Some((before, rest)) = message.split_once('"')
+        && let Some((_value, after)) = rest.rsplit_once('"')
+    {
+        return format!("{before}(a value){after}");
     }
     message
 }
@@ -134,17 +142,30 @@ mod tests {
     fn bound_values_do_not_come_back() {
         let values = [Some("hunter2".to_owned()), None, Some("1".to_owned()), Some(String::new())];
         assert_eq!(
-            without_values("invalid input syntax for type integer: \"hunter2\"", &values),
+            without_values("22P02", "invalid input syntax for type integer: \"hunter2\"", &values),
             "invalid input syntax for type integer: (the parameter's value)"
         );
         assert_eq!(
-            without_values("column 1 is \"1\"", &values),
+            without_values("42601", "column 1 is \"1\"", &values),
             "column 1 is (the parameter's value)"
         );
         assert_eq!(
-            without_values("Token \"hunter2,\" is invalid", &values),
+            without_values("42601", "Token \"hunter2,\" is invalid", &values),
             "Token \"(the parameter's value),\" is invalid"
         );
+    }
+
+    #[test]
+    fn a_value_of_a_row_does_not_come_out_in_an_error() {
+        let cases = [
+            ("22P02", "for type integer: \"a\"b\"", "for type integer: (a value)"),
+            ("22003", "value \"999\" is out of range", "value (a value) is out of range"),
+            ("22012", "division by zero", "division by zero"),
+            ("42P01", "relation \"t\" does not exist", "relation \"t\" does not exist"),
+        ];
+        for (sqlstate, message, expected) in cases {
+            assert_eq!(without_values(sqlstate, message, &[]), expected);
+        }
     }
 
     #[test]

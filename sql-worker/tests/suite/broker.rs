@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use credbroker_sql_worker::broker::{
-    Answer, Broker, Connection, Door, HandleInfo, Held, Issued, Login, Token,
+    Answer, Broker, Connection, Destination, Door, HandleInfo, Held, Issued, Login, Token,
 };
 use credbroker_sql_worker::error::{Code, Failure};
 use futures_util::future::BoxFuture;
@@ -113,6 +113,16 @@ impl Broker for FakeBroker {
         ttl: Duration,
     ) -> Answer<'a, (Token, HandleInfo)> {
         self.issue_token(connection, subject, ttl)
+    }
+
+    fn resolve<'a>(&'a self, destination: &'a Destination) -> Answer<'a, String> {
+        Box::pin(async move {
+            let Destination { host, port, database } = destination;
+            match (host.as_str(), port.unwrap_or(5432), database.as_str()) {
+                ("database", 5432, "" | "postgres") => Ok("main_db".to_owned()),
+                _ => Err(Failure::new(Code::AccessDenied, "access denied, or no such connection")),
+            }
+        })
     }
 
     fn describe<'a>(&'a self, token: &'a Token) -> Answer<'a, HandleInfo> {

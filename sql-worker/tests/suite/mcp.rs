@@ -14,18 +14,18 @@ use tokio_util::sync::CancellationToken;
 
 use crate::broker::FakeBroker;
 
-struct Client {
+pub(crate) struct Client {
     to: DuplexStream,
     from: Lines<BufReader<DuplexStream>>,
     serving: JoinHandle<()>,
-    broker: Arc<FakeBroker>,
+    pub(crate) broker: Arc<FakeBroker>,
     app: Arc<App>,
     stop: CancellationToken,
     next: u64,
 }
 
 impl Client {
-    async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let broker = Arc::new(FakeBroker::new());
         let app = Arc::new(App::new(Arc::clone(&broker) as _, Config::default()));
         let (to, input) = tokio::io::duplex(1 << 20);
@@ -58,7 +58,7 @@ impl Client {
         serde_json::from_str(&line.unwrap().unwrap().unwrap()).unwrap()
     }
 
-    async fn request(&mut self, method: &str, params: Value) -> Value {
+    pub(crate) async fn request(&mut self, method: &str, params: Value) -> Value {
         let id = self.post(method, params).await;
         let answer = self.receive().await;
         assert_eq!(answer["id"], id);
@@ -74,16 +74,28 @@ impl Client {
     }
 
     /// Calls a tool; the text must be the structured result.
-    async fn call(&mut self, tool: &str, arguments: Value) -> Value {
+    pub(crate) async fn call(&mut self, tool: &str, arguments: Value) -> Value {
         let answer =
             self.request("tools/call", json!({"name": tool, "arguments": arguments})).await;
         let result = &answer["result"];
         let structured = &result["structuredContent"];
-        let text: Value =
-            serde_json::from_str(result["content"][0]["text"].as_str().unwrap()).unwrap();
-        assert_eq!(&text, structured);
+        assert_eq!(&bare(result["content"][0]["text"].as_str().unwrap()), structured);
         assert_eq!(result["isError"], json!(structured["success"] == json!(false)));
         structured.clone()
+    }
+}
+
+/// The JSON in the text of a result, with or without marks around it.
+fn bare(text: &str) -> Value {
+    match text.lines().collect::<Vec<_>>()[..] {
+        [json] => serde_json::from_str(json).unwrap(),
+        [sentence, open, json, close] => {
+            let mark = open.trim_matches(['<', '>']);
+            assert!(mark.starts_with("untrusted-data-") && sentence.contains(mark));
+            assert_eq!(close, open.replace('<', "</"));
+            serde_json::from_str(json).unwrap()
+        }
+        _ => panic!("{text}"),
     }
 }
 
@@ -91,7 +103,7 @@ impl Client {
 async fn the_tools_do_what_they_say() {
     let mut client = Client::start().await;
     let tools = client.request("tools/list", json!({})).await;
-    assert_eq!(tools["result"]["tools"].as_array().unwrap().len(), 7);
+    assert_eq!(tools["result"]["tools"].as_array().unwrap().len(), 10);
 
     let list = client.call("list_connections", json!({})).await;
     assert_eq!(list["connections"][0]["name"], "main_db");
