@@ -265,12 +265,11 @@ fn digest(database: &Database) -> BTreeMap<String, String> {
 
 fn texts(client: &mut Client, sql: &str) -> Vec<String> {
     let rows = client.simple_query(sql).unwrap_or_else(|error| panic!("{sql}: {error}"));
-    rows.into_iter()
-        .filter_map(|message| match message {
-            SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
-            _ => None,
-        })
-        .collect()
+    let text = |message| {
+        let SimpleQueryMessage::Row(row) = message else { return None };
+        row.get(0).map(str::to_owned)
+    };
+    rows.into_iter().filter_map(text).collect()
 }
 
 fn changes(before: &BTreeMap<String, String>, after: &BTreeMap<String, String>) -> Vec<String> {
