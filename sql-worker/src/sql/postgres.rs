@@ -195,7 +195,10 @@ impl Call<'_> {
             sink.batch(batch).await.map_err(Trouble::close)?;
         }
         let (row_count, cut) = collector.finish();
-        let changes = plan.columns.is_empty() || self.statement.bound.may_write();
+        let writes = self.mode != Mode::Read
+            && self.statement.bound.may_write()
+            && !self.statement.is_report();
+        let changes = plan.columns.is_empty() || writes;
         let affected_rows = changes.then_some(affected_rows);
         Ok((Summary { row_count, affected_rows, cut, elapsed: started.elapsed() }, after))
     }

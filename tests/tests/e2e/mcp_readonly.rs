@@ -18,6 +18,7 @@ const OBJECTS: &str = "
     INSERT INTO t VALUES (1, 'one'), (2, 'two');
     CREATE TABLE parts (n int) PARTITION BY RANGE (n);
     CREATE TABLE parts_1 PARTITION OF parts FOR VALUES FROM (0) TO (9);
+    INSERT INTO parts VALUES (1);
     CREATE VIEW v AS SELECT * FROM t;
     CREATE MATERIALIZED VIEW m AS SELECT count(*) AS n FROM t;
     CREATE SEQUENCE s;
@@ -100,7 +101,7 @@ const WRITES: &[&str] = &[
     "ALTER TABLE parts DETACH PARTITION parts_1",
     "CLUSTER t USING t_pkey",
     "REFRESH MATERIALIZED VIEW m",
-    "TRUNCATE parts",
+    "TRUNCATE parts_1",
     "DROP OPERATOR <!> (int, int)",
     "DROP VIEW v",
 ];
@@ -264,12 +265,11 @@ fn digest(database: &Database) -> BTreeMap<String, String> {
 
 fn texts(client: &mut Client, sql: &str) -> Vec<String> {
     let rows = client.simple_query(sql).unwrap_or_else(|error| panic!("{sql}: {error}"));
-    rows.into_iter()
-        .filter_map(|message| match message {
-            SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
-            _ => None,
-        })
-        .collect()
+    let text = |message| {
+        let SimpleQueryMessage::Row(row) = message else { return None };
+        row.get(0).map(str::to_owned)
+    };
+    rows.into_iter().filter_map(text).collect()
 }
 
 fn changes(before: &BTreeMap<String, String>, after: &BTreeMap<String, String>) -> Vec<String> {
@@ -318,12 +318,9 @@ fn forty_read_only_bypasses_change_nothing() {
         let changed = changes(&before, &digest(&database));
         assert!(changed.is_empty(), "{sql}\nchanged {changed:?}\n{}", result.raw);
 
-        // Large objects may be written by a reader before PostgreSQL 16, and are rolled back.
-        assert!(
-            result.is_error || !WRITES.contains(sql) || sql.contains("lo"),
-            "{sql}: {}",
-            result.raw
-        );
+        // PostgreSQL 15 takes these in a read-only transaction; the rollback is what undoes them.
+        let taken = sql.contains("lo") || sql.starts_with("EXPLAIN ANALYZE CREATE TABLE");
+        assert!(result.is_error || !WRITES.contains(sql) || taken, "{sql}: {}", result.raw);
     }
     let tried = WRITES.len() + ESCAPES.len();
     println!("{tried} bypasses tried, {refused} refused, {} ran without effect", tried - refused);
