@@ -14,7 +14,7 @@ use std::time::SystemTime;
 
 use subtle::ConstantTimeEq as _;
 
-pub(crate) use self::cut::{Cut, CutReason, Lifeline, fire};
+pub(crate) use self::cut::{Client, Cut, CutReason, Lifeline, fire};
 use crate::connection::{AllowedDatabase, Connection, ConnectionName};
 use crate::handle::HandleId;
 use crate::peer::{Peer, Uid};
@@ -334,7 +334,7 @@ mod tests {
     }
 
     fn lifeline() -> Lifeline {
-        Lifeline::Relayed(std::os::unix::net::UnixStream::pair().unwrap().0.into())
+        Lifeline::Relayed(std::os::unix::net::UnixStream::pair().unwrap().0.into(), None)
     }
 
     #[test]

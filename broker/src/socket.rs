@@ -10,6 +10,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use rustix::io::{ioctl_fionbio, retry_on_intr};
@@ -22,9 +23,9 @@ use crate::sys;
 /// A stream socket. It belongs to the runtime on which it was made.
 #[derive(Debug)]
 pub(crate) struct Socket {
-    reading: AsyncFd<OwnedFd>,
+    reading: AsyncFd<Arc<OwnedFd>>,
     /// There while the other end does not take what is written.
-    writing: Option<AsyncFd<OwnedFd>>,
+    writing: Option<AsyncFd<Arc<OwnedFd>>>,
 }
 
 impl Socket {
@@ -34,7 +35,7 @@ impl Socket {
     /// # Errors
     /// When it cannot be registered.
     pub(crate) fn adopt(fd: OwnedFd) -> io::Result<Self> {
-        let registered = sys::register(fd, Interest::READABLE);
+        let registered = sys::register(Arc::new(fd), Interest::READABLE);
         let reading = registered.map_err(|(_fd, error)| error)?;
         Ok(Self { reading, writing: None })
     }
@@ -53,7 +54,10 @@ impl Socket {
     /// # Errors
     /// When it cannot be set non-blocking.
     pub(crate) fn into_descriptor(self) -> io::Result<OwnedFd> {
-        let descriptor = self.reading.into_inner();
+        let descriptor = match Arc::try_unwrap(self.reading.into_inner()) {
+            Ok(descriptor) => descriptor,
+            Err(shared) => shared.try_clone()?,
+        };
         ioctl_fionbio(&descriptor, true)?;
         Ok(descriptor)
     }
@@ -66,6 +70,11 @@ impl Socket {
         self.as_fd().try_clone_to_owned()
     }
 
+    /// The descriptor itself, for who ends the connection from elsewhere. It stays open with it.
+    pub(crate) fn share(&self) -> Arc<OwnedFd> {
+        Arc::clone(self.reading.get_ref())
+    }
+
     /// Writes what the other end takes at once.
     ///
     /// # Errors
@@ -73,13 +82,6 @@ impl Socket {
     pub(crate) fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
         let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
         Ok(retry_on_intr(|| send(self, bytes, flags))?)
-    }
-
-    /// Ends the connection for the other end, in both directions. What it has not read yet it can
-    /// still read. Closing comes later and costs more.
-    pub(crate) fn hang_up(&self) {
-        // Fails only when the other end was faster.
-        let _ = shutdown(self, Shutdown::Both);
     }
 
     fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize> {
@@ -93,7 +95,7 @@ impl Socket {
             Some(writing) => writing,
             none @ None => {
                 let second = self.reading.get_ref().try_clone()?;
-                let registered = sys::register(second, Interest::WRITABLE);
+                let registered = sys::register(Arc::new(second), Interest::WRITABLE);
                 none.insert(registered.map_err(|(_second, error)| error)?)
             }
         };

@@ -5,11 +5,11 @@
 use std::ffi::{CStr, c_char};
 use std::hint::black_box;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, IntoRawFd as _, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd as _, IntoRawFd as _, OwnedFd};
 use std::os::unix::process::CommandExt as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::{Child, Command};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{
@@ -115,13 +115,17 @@ pub(crate) fn write_without_waiting(to: &impl AsFd, line: &[u8]) -> io::Result<(
     if count == line.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
 }
 
+/// Owners of a descriptor.
+pub(crate) trait Owning: AsRawFd {}
+
+impl Owning for OwnedFd {}
+
+impl Owning for Arc<OwnedFd> {}
+
 /// Registers a descriptor with the runtime. Gives it back when that cannot be done.
-pub(crate) fn register(
-    fd: OwnedFd,
-    interest: Interest,
-) -> Result<AsyncFd<OwnedFd>, (OwnedFd, io::Error)> {
-    // SAFETY: an `OwnedFd` is open and always the same descriptor until it is dropped, and the
-    // `AsyncFd` owns it.
+pub(crate) fn register<F: Owning>(fd: F, interest: Interest) -> Result<AsyncFd<F>, (F, io::Error)> {
+    // SAFETY: an `OwnedFd` is open and always the same descriptor until whoever owns it drops it,
+    // the last of them if they share it, and the `AsyncFd` is one.
     let registered = unsafe { AsyncFd::register_with_interest(fd, interest) };
     registered.map_err(|failed| failed.into_parts())
 }

@@ -229,6 +229,11 @@ impl Session {
         self.entered.cut.client_is_dead().await;
     }
 
+    /// Whether the client has been sent whole messages, and nothing waits to be sent.
+    pub(crate) fn client_can_be_told(&self, can: bool) {
+        self.entered.cut.client_can_be_told(can);
+    }
+
     /// Whether it is to end. From then on nothing more may go to the server.
     pub(crate) fn is_cut(&self) -> bool {
         self.entered.cut.reason().is_some()
@@ -245,13 +250,9 @@ impl Session {
         entered.cut.fired().await
     }
 
-    /// Records the end and leaves the registry. What was marked to be cut was cut: that the link
-    /// broke is how the relay may have noticed.
+    /// Records the end and leaves the registry.
     pub(crate) fn close(mut self, closing: Closing) {
         self.entered.closing = closing;
-        if let Some(reason) = self.entered.cut.reason() {
-            self.entered.closing.reason = reason.name();
-        }
     }
 }
 
@@ -284,7 +285,11 @@ impl Entered {
     }
 
     fn record_end(&self) {
-        let Closing { reason, from_client, from_server, server_stopped } = self.closing;
+        let Closing { mut reason, from_client, from_server, server_stopped } = self.closing;
+        // What was live and marked to be cut was cut: that a link broke is how that was noticed.
+        if let (Outcome::Done, Some(cut)) = (self.outcome, self.cut.reason()) {
+            reason = cut.name();
+        }
         let lasted = u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX);
         let mut record = Record::new(Event::SessionClosed, self.outcome)
             .reason(reason)

@@ -67,7 +67,7 @@ pub(crate) trait Protocol: Send {
     ) -> impl Future<Output = Result<Self::Upstream, UpstreamFault>> + Send;
 
     /// What a cut takes hold of.
-    fn lifeline(upstream: &Self::Upstream) -> io::Result<Lifeline>;
+    fn lifeline(&self, upstream: &Self::Upstream) -> io::Result<Lifeline>;
 
     /// How long the secret is that the client cancels with.
     fn key_length(&self) -> KeyLength;
@@ -129,7 +129,7 @@ pub(crate) async fn login<P: Protocol>(
         }
     };
 
-    let committed = match P::lifeline(&upstream) {
+    let committed = match client.lifeline(&upstream) {
         Ok(lifeline) => opening.commit(lifeline, client.key_length()),
         Err(_out_of_descriptors) => {
             Err(opening.fail("internal", Why::Internal("no descriptor left")))

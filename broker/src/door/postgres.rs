@@ -120,8 +120,7 @@ impl Door {
 
         let bytes = self.core.metrics().session_bytes(&session.connection().name);
         let mut watcher = Conversation { bytes, ..Conversation::default() };
-        let (end, carried) =
-            relay(&mut client.socket, &mut stream, &mut watcher, &session, sqlstate::cut).await;
+        let (end, carried) = relay(&mut client.socket, &mut stream, &mut watcher, &session).await;
         // The client's socket dies first, then the link, then whatever the server still does.
         session.client_is_dead().await;
         drop(client);

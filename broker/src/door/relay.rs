@@ -55,8 +55,10 @@ pub(crate) trait Watcher: Send {
 pub(crate) trait Leash {
     /// Whether it is to end. From then on nothing more that the client sent goes to the server.
     fn is_cut(&self) -> bool;
-    /// Returns when it is to end.
+    /// Returns when it is to end. Its client has been told by then, and its socket shut down.
     fn cut(&self) -> impl Future<Output = CutReason> + Send;
+    /// Whether the client has been sent whole messages, and nothing waits to be sent.
+    fn client_can_be_told(&self, can: bool);
 }
 
 impl Leash for Session {
@@ -66,6 +68,10 @@ impl Leash for Session {
 
     fn cut(&self) -> impl Future<Output = CutReason> + Send {
         Self::cut(self)
+    }
+
+    fn client_can_be_told(&self, can: bool) {
+        Self::client_can_be_told(self, can);
     }
 }
 
@@ -89,13 +95,12 @@ pub(crate) struct Carried {
     pub(crate) from_server: u64,
 }
 
-/// Relays until the end. `last_words` is what a cut says.
+/// Relays until the end.
 pub(crate) async fn relay<S, W, L>(
     client: &mut Socket,
     server: &mut S,
     watcher: &mut W,
     leash: &L,
-    last_words: impl FnOnce(CutReason) -> Vec<u8>,
 ) -> (End, Carried)
 where
     S: AsyncRead + AsyncWrite + Unpin,
@@ -117,7 +122,12 @@ where
         let mut look = pin!(None::<Sleep>);
         poll_fn(|cx| match cut.as_mut().poll(cx) {
             Poll::Ready(reason) => Poll::Ready(Stop::End(End::Cut(reason))),
-            Poll::Pending => relay.poll(cx, look.as_mut()),
+            Poll::Pending => {
+                let polled = relay.poll(cx, look.as_mut());
+                let whole = relay.watcher.server_at_boundary() && !relay.downward.is_stalled();
+                leash.client_can_be_told(whole);
+                polled
+            }
         })
         .await
     };
@@ -129,13 +139,6 @@ where
         }
         Stop::Sudden(otherwise) => timeout(CUT_FOLLOWS, cut).await.map_or(otherwise, End::Cut),
     };
-    if let End::Cut(reason) = end {
-        if relay.watcher.server_at_boundary() && !relay.downward.is_stalled() {
-            // Never waits: a client that does not read cannot hold up its own end.
-            let _ = relay.client.try_write(&last_words(reason));
-        }
-        relay.client.hang_up();
-    }
     (end, relay.carried)
 }
 

@@ -26,7 +26,7 @@ fn exhaust(run: impl Fn() + Sync + Send + 'static) {
 }
 
 fn lifeline() -> Lifeline {
-    Lifeline::Relayed(UnixStream::pair().unwrap().0.into())
+    Lifeline::Relayed(UnixStream::pair().unwrap().0.into(), None)
 }
 
 /// Opens a session as a door does: a place under one lock, the rest of the login without it, and

@@ -250,7 +250,7 @@ impl World {
                     pid: u32::MAX,
                     secret: u32::try_from(session.who).unwrap().to_be_bytes().into(),
                 };
-                let lifeline = Lifeline::Relayed(UnixStream::pair().unwrap().0.into());
+                let lifeline = Lifeline::Relayed(UnixStream::pair().unwrap().0.into(), None);
                 let committed = self.state.sessions.commit(session.id, key, lifeline).is_ok();
                 assert_eq!(committed, !session.marked);
                 session.live = committed;

@@ -112,7 +112,7 @@ mod tests {
     }
 
     fn lifeline() -> Lifeline {
-        Lifeline::Relayed(std::os::unix::net::UnixStream::pair().unwrap().0.into())
+        Lifeline::Relayed(std::os::unix::net::UnixStream::pair().unwrap().0.into(), None)
     }
 
     #[test]

@@ -17,7 +17,7 @@ use crate::core::{Opening, Permit, Refusal, Session, Why};
 use crate::door::login::{Asked, Protocol, UpstreamFault, Wanted};
 use crate::door::relay::gone;
 use crate::handle::TokenHash;
-use crate::session::{ClientKey, KeyLength, Lifeline};
+use crate::session::{Client, ClientKey, KeyLength, Lifeline};
 use crate::socket::Socket;
 
 /// SSLRequest and GSSENCRequest, and each only once by an honest client.
@@ -143,8 +143,9 @@ impl Protocol for Frontend {
         entry::log_in_for(&self.startup, opening, &self.spares, gone(&self.socket)).await
     }
 
-    fn lifeline(upstream: &Authenticated) -> io::Result<Lifeline> {
-        upstream.stream.duplicate().map(Lifeline::Relayed)
+    fn lifeline(&self, upstream: &Authenticated) -> io::Result<Lifeline> {
+        let client = Client { socket: self.socket.share(), last_words: sqlstate::cut };
+        Ok(Lifeline::Relayed(upstream.stream.duplicate()?, Some(client)))
     }
 
     fn key_length(&self) -> KeyLength {

@@ -296,7 +296,7 @@ impl Protocol for Taker {
         Ok(Ready { authenticated, held })
     }
 
-    fn lifeline(upstream: &Ready) -> io::Result<Lifeline> {
+    fn lifeline(&self, upstream: &Ready) -> io::Result<Lifeline> {
         upstream.authenticated.stream.duplicate().map(Lifeline::HandedOff)
     }
 

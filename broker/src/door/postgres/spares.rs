@@ -331,7 +331,8 @@ async fn dial(dialling: Dialling, message: &Message) -> Result<(Spare, Authentic
         _reason = dialling.cut() => return Err(gone()),
         link = login => link?,
     };
-    let lifeline = link.stream.duplicate().map(Lifeline::Relayed).map_err(LoginFault::Link)?;
+    let link_too = link.stream.duplicate().map_err(LoginFault::Link)?;
+    let lifeline = Lifeline::Relayed(link_too, None);
     let spare = dialling.commit(lifeline).ok_or_else(gone)?;
     Ok((spare, link))
 }
