@@ -315,19 +315,21 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn servers_are_shut_down_when_every_client_is_dead() {
-        let ((one, mut first), (two, mut second)) = (live(), live());
+        let (one, mut first) = live();
+        // The other one's thread has not had its turn yet.
+        let elsewhere = Builder::new_current_thread().build().unwrap();
+        let (two, mut second) = {
+            let _there = elsewhere.enter();
+            live()
+        };
         let rest = fire(&[Arc::clone(&one), Arc::clone(&two)]);
         assert_eq!(one.fired().await, CutReason::Revoked);
-        let relays = async {
-            one.client_is_dead().await;
-            two.client_is_dead().await;
-        };
         tokio::pin!(rest);
-        one.has_no_client();
         let early = timeout(CLIENTS_FIRST / 2, &mut rest).await;
         assert!(early.is_err() && !has_ended(&mut first), "the other one lives");
-        tokio::join!(rest, relays);
+        tokio::join!(rest, one.client_is_dead(), two.client_is_dead());
         assert!(has_ended(&mut first) && has_ended(&mut second));
+        elsewhere.shutdown_background();
     }
 
     #[tokio::test(start_paused = true)]
@@ -373,26 +375,29 @@ mod tests {
 
     #[test]
     fn sessions_are_let_go_by_the_thread_they_live_on() {
-        let (there, stay) = (Arc::new(Woken::default()), CancellationToken::new());
+        let woken = Arc::new(Woken::default());
         let (told, cuts) = mpsc::channel();
-        let (waker, stop) = (Waker::from(Arc::clone(&there)), stay.clone());
-        let home = thread::spawn(move || {
-            let runtime = Builder::new_current_thread().build().unwrap();
-            runtime.block_on(async {
-                let (cut, _server) = live();
-                let mut fired = Box::pin(cut.fired());
-                let polled = fired.as_mut().poll(&mut Context::from_waker(&waker));
-                assert!(polled.is_pending());
-                told.send(Arc::clone(&cut)).unwrap();
-                stop.cancelled().await;
-            });
-            thread::current().id()
+        let home = thread::spawn({
+            let woken = Arc::clone(&woken);
+            move || {
+                let runtime = Builder::new_current_thread().build().unwrap();
+                runtime.block_on(async {
+                    let (cut, _server) = live();
+                    let waker = Waker::from(Arc::clone(&woken));
+                    let mut fired = Box::pin(cut.fired());
+                    let polled = fired.as_mut().poll(&mut Context::from_waker(&waker));
+                    assert!(polled.is_pending());
+                    told.send(Arc::clone(&cut)).unwrap();
+                    while woken.0.lock().unwrap().is_none() {
+                        tokio::task::yield_now().await;
+                    }
+                });
+                thread::current().id()
+            }
         });
         let rest = fire(&[cuts.recv().unwrap()]);
-        // The thread runs what it was given in order.
-        stay.cancel();
         let home = home.join().unwrap();
-        assert_eq!(*there.0.lock().unwrap(), Some(home));
+        assert_eq!(*woken.0.lock().unwrap(), Some(home));
         drop(rest);
     }
 
