@@ -26,8 +26,13 @@ pub(crate) struct Client {
 
 impl Client {
     pub(crate) async fn start() -> Self {
+        Self::start_with("").await
+    }
+
+    pub(crate) async fn start_with(config: &str) -> Self {
         let broker = Arc::new(FakeBroker::new());
-        let app = Arc::new(App::new(Arc::clone(&broker) as _, Config::default()));
+        let config = Config::parse(config).unwrap();
+        let app = Arc::new(App::new(Arc::clone(&broker) as _, config));
         let (to, input) = tokio::io::duplex(1 << 20);
         let (output, from) = tokio::io::duplex(1 << 20);
         let stop = CancellationToken::new();

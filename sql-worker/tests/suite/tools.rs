@@ -334,7 +334,7 @@ async fn a_cut_query_is_read_on_page_by_page() {
 
 #[tokio::test]
 async fn what_cannot_be_read_on_has_no_cursor() {
-    let mut client = Client::start().await;
+    let mut client = Client::start_with("[defaults]\naccess = \"read-write\"\n").await;
     setup(&client.broker.cluster.clone(), &["create table not_paged (n int4)"]).await;
     for sql in [
         "show all",
