@@ -36,6 +36,8 @@ use crate::sql::{
     Answer, Cut, Format, Lease, Limits, MAX_ROWS_CEILING, Params, Statement, execute, paging,
 };
 
+/// Bytes of a statement.
+const MAX_SQL: usize = 256 << 10;
 /// How often idle sessions are looked for.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -132,6 +134,10 @@ impl App {
         source: Source<'_>,
         request: Request<'_>,
     ) -> Result<Answer, Failure> {
+        if request.sql.len() > MAX_SQL {
+            return Err(Failure::invalid("the statement is longer than 262144 bytes")
+                .with_hint("pass values as params"));
+        }
         let connection = self.name(caller, &source)?;
         let connection = self.config.connection(&connection);
         let limits = with_max_rows(connection.limits, request.max_rows)?;
@@ -163,7 +169,9 @@ impl App {
         let find = |cursor| self.cursors.find(caller, cursor, print, Instant::now());
         let offset = cursor.map(find).transpose()?;
         let rest = offset.map(|offset| paging::from_offset(sql, offset));
-        let request = Request { sql: rest.as_deref().unwrap_or(sql), ..request };
+        // What begins in the middle is a query, and nothing else.
+        let readonly = rest.as_ref().map(|_| true).or(request.readonly);
+        let request = Request { sql: rest.as_deref().unwrap_or(sql), readonly, ..request };
         let answer = self.run(caller, source, request).await?;
         let next = match &answer {
             // A first row that is too large for a page would be so again.

@@ -3,8 +3,10 @@
 //! Parameters have no values here, so the plan is the generic one: the statement is prepared
 //! and the plan of its execution is asked for under `plan_cache_mode = force_generic_plan`,
 //! where the values given to EXECUTE play no part (PostgreSQL 15, PREPARE). All of it happens
-//! in a read-only transaction that is rolled back; PREPARE takes nothing but queries and
+//! in the read-only transaction that queries run in; PREPARE takes nothing but queries and
 //! changes of rows, so the caller's text can neither end that transaction nor be run by it.
+//! What the planner expects of a table is statistics of its values: a plan that reads a table
+//! with masked columns is refused.
 
 use futures_util::TryStreamExt as _;
 use sqlx::postgres::PgConnection;
@@ -12,7 +14,9 @@ use sqlx::{AssertSqlSafe, Row as _};
 use tokio::time::timeout;
 
 use super::lexer::{Kind, tokens};
-use super::{Lease, Limits, failure};
+use super::statement::Mode;
+use super::transaction::Scope;
+use super::{Guard, Lease, Limits, failure, guard};
 use crate::error::{Code, Failure};
 
 /// Lines of a plan that are kept.
@@ -55,21 +59,43 @@ pub async fn explain(lease: Lease, query: &str, limits: &Limits) -> Result<Expla
 }
 
 async fn run(mut lease: Lease, query: String) -> Result<Explanation, Failure> {
-    let connection = lease.connection();
-    let planned = match plan(connection, query).await {
+    let policy = lease.policy();
+    let opened = Scope::open(lease.connection(), Mode::Read).await;
+    let mut scope = opened.map_err(|error| failure::of_statement(&error, &[]))?;
+    let planned = match guarded(scope.connection(), query, &policy.guard).await {
         Ok(explanation) => Ok(explanation),
-        Err(error) if failure::is_in_step(&error) => Err(failure::of_statement(&error, &[])),
-        Err(error) => return Err(failure::of_statement(&error, &[])),
+        Err(guard::Error::Refused(failure)) => Err(failure),
+        Err(guard::Error::Server(error)) => {
+            let told = failure::of_statement(&error, &[]);
+            let told = if policy.guard.withholds_errors() { told.without_message() } else { told };
+            if !failure::is_in_step(&error) {
+                return Err(told);
+            }
+            Err(told)
+        }
     };
     // A session that cannot be rolled back is closed, which does the same.
-    if fixed(connection, "ROLLBACK").await.is_ok() {
+    if scope.roll_back().await.is_ok() {
         let _ = lease.reset().await;
     }
     planned
 }
 
+/// The plan, if all that it reads may be told of.
+async fn guarded(
+    connection: &mut PgConnection,
+    query: String,
+    guard: &Guard,
+) -> Result<Explanation, guard::Error> {
+    let explanation = plan(connection, query).await.map_err(guard::Error::Server)?;
+    if !guard.is_open() && guard.inspect(connection).await?.has_masks() {
+        let what = "the plan of a statement that reads a table with masked columns is not shown";
+        return Err(Failure::new(Code::AccessDenied, what).into());
+    }
+    Ok(explanation)
+}
+
 async fn plan(connection: &mut PgConnection, query: String) -> Result<Explanation, sqlx::Error> {
-    fixed(connection, "BEGIN READ ONLY").await?;
     fixed(connection, "SET LOCAL plan_cache_mode = force_generic_plan").await?;
     // By the extended protocol, so it is one statement or none.
     let prepare = AssertSqlSafe(format!("PREPARE {NAME} AS {query}"));

@@ -76,6 +76,21 @@ left join pg_catalog.pg_namespace n on n.oid operator(pg_catalog.=) c.relnamespa
 type Row = (Oid, Oid, String, String, String, Vec<i16>, Vec<String>);
 
 impl Guard {
+    /// Whether a table may be told of. The catalogues stay open.
+    #[must_use]
+    pub fn offers(&self, schema: &str, table: &str) -> bool {
+        let mut tables = self.tables.iter().flatten();
+        self.tables.is_none()
+            || is_system(schema)
+            || tables.any(|offered| offered.matches(schema, table))
+    }
+
+    /// Whether a column's values are masked, by its table's own name.
+    #[must_use]
+    pub fn masks(&self, schema: &str, table: &str, column: &str) -> bool {
+        self.mask.iter().any(|mask| mask.matches(schema, table, column))
+    }
+
     /// Whether there is nothing to look at.
     pub(super) fn is_open(&self) -> bool {
         self.mask.is_empty() && self.tables.is_none()
@@ -194,12 +209,16 @@ impl Inspected {
 
 impl Touched {
     fn is_system(&self) -> bool {
-        matches!(self.schema.as_str(), "pg_catalog" | "information_schema" | "pg_toast")
+        is_system(&self.schema)
     }
 
     fn is_index(&self) -> bool {
         matches!(self.kind.as_str(), "i" | "I")
     }
+}
+
+fn is_system(schema: &str) -> bool {
+    matches!(schema, "pg_catalog" | "information_schema" | "pg_toast")
 }
 
 /// Why a statement was stopped.

@@ -400,3 +400,49 @@ async fn schemas_are_resources() {
         assert!(!page.to_string().contains("canary"), "{page}");
     }
 }
+
+#[tokio::test]
+async fn what_is_not_offered_is_neither_described_nor_planned() {
+    let config = "[connections.main_db]\ntables = [\"told.orders\", \"told.users\"]\n\
+                  mask = [\"told.users.email\"]\n";
+    let mut client = Client::start_with(config).await;
+    let tables = [
+        "create schema told",
+        "create table told.users (id int4, email text)",
+        "create table told.orders (id int4)",
+        "create table told.hidden (id int4)",
+    ];
+    setup(&client.broker.cluster.clone(), &tables).await;
+    let ask = |what: Value| {
+        let mut arguments = json!({"database": "main_db"});
+        arguments.as_object_mut().unwrap().extend(what.as_object().unwrap().clone());
+        arguments
+    };
+    let overview = client.call("describe_schema", ask(json!({}))).await;
+    let schemas = json!([{"name": "told", "table_count": 2, "tables": ["orders", "users"]}]);
+    assert_eq!(overview["schemas"], schemas);
+    let found = client.call("describe_schema", ask(json!({"pattern": "told.*"}))).await;
+    let names: Vec<_> = found["tables"].as_array().unwrap().iter().map(|t| &t["name"]).collect();
+    assert_eq!(names, ["orders", "users"]);
+    let users = client.call("describe_schema", ask(json!({"table": "told.users"}))).await;
+    assert_eq!(users["table"]["columns"][1]["masked"], true, "{users}");
+    assert!(users["table"]["columns"][0].get("masked").is_none(), "{users}");
+    let hidden = client.call("describe_schema", ask(json!({"table": "told.hidden"}))).await;
+    assert_eq!(hidden["error"]["code"], "INVALID_REQUEST");
+
+    let plan = |query: &str| ask(json!({"query": query}));
+    let orders = client.call("explain_query", plan("select * from told.orders")).await;
+    assert_eq!(orders["success"], true, "{orders}");
+    for query in ["select * from told.hidden", "select id from told.users where email = 'ada'"] {
+        let refused = client.call("explain_query", plan(query)).await;
+        assert_eq!(refused["error"]["code"], "ACCESS_DENIED", "{query}: {refused}");
+    }
+}
+
+#[tokio::test]
+async fn a_statement_has_a_longest_length() {
+    let mut client = Client::start().await;
+    let long = format!("select 1 -- {}", "x".repeat(256 << 10));
+    let refused = client.call("execute_sql", json!({"database": "main_db", "sql": long})).await;
+    assert_eq!(refused["error"]["code"], "INVALID_REQUEST", "{refused}");
+}
