@@ -11,6 +11,7 @@ use std::fs::File;
 use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use tracing::{debug, error, info};
@@ -43,8 +44,8 @@ pub(super) struct Writer {
     max_size: u64,
     keep: u32,
     durability: Durability,
-    /// Hands files to the thread that syncs; absent where each batch is synced.
-    syncer: Option<SyncSender<File>>,
+    /// Absent where each batch is synced.
+    syncer: Option<Syncer>,
     /// Records since the last checkpoint, and when that was.
     unsigned: u64,
     signed: Instant,
@@ -59,6 +60,13 @@ pub(super) struct Writer {
     /// Reused from batch to batch.
     text: String,
     ends: Vec<(usize, Link)>,
+}
+
+/// A thread that syncs, and what hands files to it.
+#[derive(Debug)]
+struct Syncer {
+    files: SyncSender<File>,
+    thread: JoinHandle<()>,
 }
 
 impl Writer {
@@ -114,10 +122,10 @@ impl Writer {
     pub(super) fn start(mut self: Box<Self>) -> io::Result<()> {
         if self.durability == Durability::Write {
             let ((files, written), shared) = (sync_channel(1), Arc::clone(&self.shared));
-            std::thread::Builder::new()
+            let thread = std::thread::Builder::new()
                 .name("audit-sync".into())
                 .spawn(move || sync_all(&written, &shared))?;
-            self.syncer = Some(files);
+            self.syncer = Some(Syncer { files, thread });
         }
         std::thread::Builder::new().name("audit".into()).spawn(move || self.run()).map(drop)
     }
@@ -159,6 +167,11 @@ impl Writer {
         let left = self.shared.queue.len();
         if left > 0 {
             error!(records = left, "the audit log could not be written to the end");
+        }
+        if let Some(Syncer { files, thread }) = self.syncer.take() {
+            drop(files);
+            // The file that it syncs is locked as long as it has it.
+            let _ = thread.join();
         }
         self.sinks.close();
         self.shared.queue.close();
@@ -275,7 +288,7 @@ impl Writer {
         }
         if let Some(syncer) = &self.syncer
             && let Some(file) = self.sinks.unsynced()
-            && syncer.try_send(file).is_ok()
+            && syncer.files.try_send(file).is_ok()
         {
             self.sinks.synced();
         }
