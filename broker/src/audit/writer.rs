@@ -173,8 +173,11 @@ impl Writer {
             // The file that it syncs is locked as long as it has it.
             let _ = thread.join();
         }
-        self.sinks.close();
-        self.shared.queue.close();
+        let Self { mut sinks, shared, .. } = self;
+        sinks.close();
+        // Whoever waits for the end may open the file again, and lock it.
+        drop(sinks);
+        shared.queue.close();
     }
 
     /// Writes a batch, and tells those who wait for it. False when not all of it was written; the
