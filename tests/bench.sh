@@ -36,7 +36,8 @@ mkdir -p "$results"
 commit=$(git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)
 git diff --quiet HEAD -- . ':!tests/BENCHMARKS.*' 2>/dev/null || commit+=" and changes"
 
-cargo build --release --workspace --bin credbrokerd --bin bench-run --locked --quiet
+cargo build --release --workspace --bin credbrokerd --bin credbroker-sql-worker \
+    --bin bench-run --locked --quiet
 
 # What the programs share, in a place that goes away with this script. Short: it holds sockets,
 # whose paths end at 107 bytes.

@@ -33,6 +33,7 @@ mod idle;
 mod issue;
 mod machine;
 mod many;
+mod mcp;
 mod open;
 mod pgbench;
 mod relay;
@@ -65,11 +66,13 @@ pub enum Subject {
     P9,
     /// What an idle broker takes, and how fast it starts.
     P10,
+    /// A statement through the SQL worker, by MCP.
+    P11,
 }
 
 impl Subject {
     /// All of them, in order.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::P1,
         Self::P2,
         Self::P3,
@@ -80,6 +83,7 @@ impl Subject {
         Self::P8,
         Self::P9,
         Self::P10,
+        Self::P11,
     ];
 
     /// What it is and what it is compared with.
@@ -116,6 +120,9 @@ impl Subject {
             Self::P8 => "from a revoke to the end of 1 000 sessions",
             Self::P9 => "100 000 live handles, against 1 000",
             Self::P10 => "what an idle broker takes, and how fast it starts",
+            Self::P11 => {
+                "MCP `execute_sql` of one row, warm, against the same statement by sqlx without MCP"
+            }
         }
     }
 
@@ -123,7 +130,14 @@ impl Subject {
     #[must_use]
     pub fn is_pinned_too(self) -> bool {
         match self {
-            Self::P1 | Self::P2 | Self::P3 | Self::P4 | Self::P5 | Self::P6 | Self::P7 => true,
+            Self::P1
+            | Self::P2
+            | Self::P3
+            | Self::P4
+            | Self::P5
+            | Self::P6
+            | Self::P7
+            | Self::P11 => true,
             Self::P8 | Self::P9 | Self::P10 => false,
         }
     }
@@ -149,6 +163,7 @@ impl Subject {
             Self::P8 => cut::measure(&mut outcome),
             Self::P9 => many::measure(&mut outcome),
             Self::P10 => idle::measure(&mut outcome),
+            Self::P11 => mcp::measure(&mut outcome),
         }
         outcome
     }

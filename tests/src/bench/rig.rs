@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use sqlx::ConnectOptions as _;
+use sqlx::postgres::{PgConnectOptions, PgSslMode};
 use tempfile::TempDir;
 
 use crate::broker::{Broker, Grant, Setup};
@@ -232,6 +234,18 @@ impl Target {
         let mut config = tokio_postgres::Config::new();
         config.user(&self.user).password(&self.password).dbname(&self.database);
         config
+    }
+
+    /// For sqlx, by the Unix socket.
+    pub(super) fn sqlx(&self) -> PgConnectOptions {
+        PgConnectOptions::new_without_pgpass()
+            .socket(&self.host)
+            .port(self.port)
+            .username(&self.user)
+            .password(&self.password)
+            .database(&self.database)
+            .ssl_mode(PgSslMode::Disable)
+            .disable_statement_logging()
     }
 
     /// By TCP.
