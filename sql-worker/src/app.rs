@@ -33,7 +33,8 @@ use crate::broker::{Broker, Connection, Destination, Login, Token};
 use crate::config::{Config, InlineSecrets, ToolSet};
 use crate::error::{Code, Failure};
 use crate::sql::{
-    Answer, Cut, Format, Lease, Limits, MAX_ROWS_CEILING, Params, Statement, execute, paging,
+    self, Answer, Cut, Format, Lease, Left, Limits, MAX_ROWS_CEILING, Params, Statement, execute,
+    paging,
 };
 
 /// How often idle sessions are looked for.
@@ -113,6 +114,12 @@ impl App {
         self.config.may_write()
     }
 
+    /// What statements on a connection may do.
+    #[must_use]
+    pub fn access_of(&self, connection: &str) -> sql::Access {
+        self.config.connection(connection).policy.access
+    }
+
     /// The connections that the worker may use, masked.
     ///
     /// # Errors
@@ -146,7 +153,7 @@ impl App {
     /// when a query has more rows than were returned.
     ///
     /// Nothing is held in the database between two pages: the query is run again, see
-    /// [`paging`].
+    /// [`paging`], and read-only, whatever the connection allows.
     ///
     /// # Errors
     /// Those of [`run`](Self::run), and `INVALID_REQUEST` for a cursor that is not the
@@ -163,7 +170,9 @@ impl App {
         let find = |cursor| self.cursors.find(caller, cursor, print, Instant::now());
         let offset = cursor.map(find).transpose()?;
         let rest = offset.map(|offset| paging::from_offset(sql, offset));
-        let request = Request { sql: rest.as_deref().unwrap_or(sql), ..request };
+        // What is run again must not do again what it did.
+        let readonly = if offset.is_some() { Some(true) } else { request.readonly };
+        let request = Request { sql: rest.as_deref().unwrap_or(sql), readonly, ..request };
         let answer = self.run(caller, source, request).await?;
         let next = match &answer {
             // A first row that is too large for a page would be so again.
@@ -340,7 +349,7 @@ impl App {
             other => other?,
         };
         // Kept for the first query.
-        lease.reset().await?;
+        lease.give_back(Left::Nothing);
         match self.references.insert(caller, Arc::clone(&access)) {
             Ok(id) => Ok(id),
             Err(failure) => {

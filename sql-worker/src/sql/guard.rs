@@ -126,6 +126,17 @@ impl Guard {
         Ok(())
     }
 
+    /// Refuses a plan over what is not shown. To be asked before the planner looks at anything,
+    /// and again before what it said is shown.
+    pub(super) async fn check_plan(&self, connection: &mut PgConnection) -> Result<(), Error> {
+        let touched = touched(connection).await?;
+        self.check_tables(&touched)?;
+        if touched.iter().any(|relation| !self.masked(&touched, relation.oid).is_empty()) {
+            return Err(plan_withheld().into());
+        }
+        Ok(())
+    }
+
     /// The numbers of a table's masked columns, by its own name and those of its ancestors.
     fn masked(&self, touched: &[Touched], oid: Oid) -> BTreeSet<i16> {
         let family = touched.iter().filter(|relation| relation.oid == oid && !relation.is_system());
@@ -200,6 +211,13 @@ impl Touched {
     fn is_index(&self) -> bool {
         matches!(self.kind.as_str(), "i" | "I")
     }
+}
+
+/// The answer to who asks for a plan over masked columns.
+pub(super) fn plan_withheld() -> Failure {
+    let what = "the statement reads a table with masked columns, whose plan is not shown";
+    Failure::new(Code::AccessDenied, what)
+        .with_hint("a plan's estimates tell of values; the masks are in the worker's configuration")
 }
 
 /// Why a statement was stopped.
