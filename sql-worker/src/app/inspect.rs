@@ -1,12 +1,14 @@
 //! What a database holds and what it would do: questions that change nothing.
 
+use std::sync::Arc;
+
 use serde_json::Value;
 
 use super::{App, Principal, Source};
 use crate::error::{Code, Failure};
 use crate::sql::catalogue::{self, MAX_COLUMNS, MAX_LISTED, MAX_PARTS, Pattern, Query, TableName};
 use crate::sql::{
-    Access, Answer, Body, Cut, Explanation, Format, Limits, Statement, execute, explain,
+    Access, Answer, Body, Cut, Explanation, Format, Guard, Limits, Statement, execute, explain,
 };
 
 /// Of the catalogue's own answers; what they hold is bounded by their queries.
@@ -44,7 +46,7 @@ pub struct Described {
 }
 
 impl App {
-    /// Describes what the connection's role may see.
+    /// Describes what the connection's role may see, of what the connection offers.
     ///
     /// # Errors
     /// `INVALID_REQUEST` when there is no such table, or several; else those of
@@ -55,20 +57,23 @@ impl App {
         source: Source<'_>,
         subject: &Subject,
     ) -> Result<Described, Failure> {
+        let policy = Arc::clone(&self.config.connection(&self.name(caller, &source)?).policy);
+        let guard = &policy.guard;
         match subject {
             Subject::Database => {
-                let mut schemas = self.inspect(caller, source, catalogue::overview()).await?;
+                let mut schemas = self.inspect(caller, source, catalogue::overview(guard)).await?;
                 let truncated = cut_to(&mut schemas, MAX_LISTED) | schemas.iter().any(is_cut);
                 Ok(Described { description: Description::Schemas(schemas), truncated })
             }
             Subject::Tables(pattern) => {
-                let mut tables = self.inspect(caller, source, catalogue::matching(pattern)).await?;
+                let mut tables =
+                    self.inspect(caller, source, catalogue::matching(pattern, guard)).await?;
                 let truncated = cut_to(&mut tables, MAX_LISTED);
                 Ok(Described { description: Description::Tables(tables), truncated })
             }
             Subject::Table(name) => {
-                let oid = self.resolve(caller, source, name).await?;
-                let found = self.inspect(caller, source, catalogue::details(oid)).await?;
+                let oid = self.resolve(caller, source, name, guard).await?;
+                let found = self.inspect(caller, source, catalogue::details(oid, guard)).await?;
                 let mut table = found.into_iter().next().ok_or_else(no_such_table)?;
                 let mut truncated = false;
                 for (key, part) in table.as_object_mut().into_iter().flatten() {
@@ -106,10 +111,11 @@ impl App {
         caller: &Principal,
         source: Source<'_>,
         name: &TableName,
+        guard: &Guard,
     ) -> Result<i64, Failure> {
-        let mut found = self.inspect(caller, source, catalogue::resolve(name)).await?;
+        let mut found = self.inspect(caller, source, catalogue::resolve(name, guard)).await?;
         if let (true, Some(folded)) = (found.is_empty(), name.folded()) {
-            found = self.inspect(caller, source, catalogue::resolve(&folded)).await?;
+            found = self.inspect(caller, source, catalogue::resolve(&folded, guard)).await?;
         }
         let first = found.first().ok_or_else(no_such_table)?;
         if found.len() > 1 && first.get("found_by_path") != Some(&Value::Bool(true)) {
