@@ -33,11 +33,10 @@ use crate::broker::{Broker, Connection, Destination, Login, Token};
 use crate::config::{Config, InlineSecrets, ToolSet};
 use crate::error::{Code, Failure};
 use crate::sql::{
-    Answer, Cut, Format, Lease, Limits, MAX_ROWS_CEILING, Params, Statement, execute, paging,
+    self, Answer, Cut, Format, Lease, Left, Limits, MAX_ROWS_CEILING, Params, Statement, execute,
+    paging,
 };
 
-/// Bytes of a statement.
-const MAX_SQL: usize = 256 << 10;
 /// How often idle sessions are looked for.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -115,6 +114,12 @@ impl App {
         self.config.may_write()
     }
 
+    /// What statements on a connection may do.
+    #[must_use]
+    pub fn access_of(&self, connection: &str) -> sql::Access {
+        self.config.connection(connection).policy.access
+    }
+
     /// The connections that the worker may use, masked.
     ///
     /// # Errors
@@ -134,10 +139,6 @@ impl App {
         source: Source<'_>,
         request: Request<'_>,
     ) -> Result<Answer, Failure> {
-        if request.sql.len() > MAX_SQL {
-            return Err(Failure::invalid("the statement is longer than 262144 bytes")
-                .with_hint("pass values as params"));
-        }
         let connection = self.name(caller, &source)?;
         let connection = self.config.connection(&connection);
         let limits = with_max_rows(connection.limits, request.max_rows)?;
@@ -152,7 +153,7 @@ impl App {
     /// when a query has more rows than were returned.
     ///
     /// Nothing is held in the database between two pages: the query is run again, see
-    /// [`paging`].
+    /// [`paging`], and read-only, whatever the connection allows.
     ///
     /// # Errors
     /// Those of [`run`](Self::run), and `INVALID_REQUEST` for a cursor that is not the
@@ -169,8 +170,8 @@ impl App {
         let find = |cursor| self.cursors.find(caller, cursor, print, Instant::now());
         let offset = cursor.map(find).transpose()?;
         let rest = offset.map(|offset| paging::from_offset(sql, offset));
-        // What begins in the middle is a query, and nothing else.
-        let readonly = rest.as_ref().map(|_| true).or(request.readonly);
+        // What is run again must not do again what it did.
+        let readonly = if offset.is_some() { Some(true) } else { request.readonly };
         let request = Request { sql: rest.as_deref().unwrap_or(sql), readonly, ..request };
         let answer = self.run(caller, source, request).await?;
         let next = match &answer {
@@ -348,7 +349,7 @@ impl App {
             other => other?,
         };
         // Kept for the first query.
-        lease.reset().await?;
+        lease.give_back(Left::Nothing);
         match self.references.insert(caller, Arc::clone(&access)) {
             Ok(id) => Ok(id),
             Err(failure) => {

@@ -42,6 +42,7 @@ pub use pool::{Lease, Pool, PoolSettings, Target};
 pub use postgres::{execute, execute_into};
 pub use sink::{Batch, Sink, Summary};
 pub use statement::Statement;
+pub(crate) use transaction::Left;
 
 /// In which form rows are collected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -1,5 +1,7 @@
 //! What a database holds and what it would do: questions that change nothing.
 
+use std::sync::Arc;
+
 use serde_json::Value;
 
 use super::{App, Principal, Source};
@@ -44,7 +46,7 @@ pub struct Described {
 }
 
 impl App {
-    /// Describes what the connection's role may see.
+    /// Describes what the connection's role may see, of what the connection offers.
     ///
     /// # Errors
     /// `INVALID_REQUEST` when there is no such table, or several; else those of
@@ -55,26 +57,24 @@ impl App {
         source: Source<'_>,
         subject: &Subject,
     ) -> Result<Described, Failure> {
-        let guard = &self.config.connection(&self.name(caller, &source)?).policy.guard;
+        let policy = Arc::clone(&self.config.connection(&self.name(caller, &source)?).policy);
+        let guard = &policy.guard;
         match subject {
             Subject::Database => {
-                let mut schemas = self.inspect(caller, source, catalogue::overview()).await?;
-                schemas.retain_mut(|schema| leave_offered(schema, guard));
+                let mut schemas = self.inspect(caller, source, catalogue::overview(guard)).await?;
                 let truncated = cut_to(&mut schemas, MAX_LISTED) | schemas.iter().any(is_cut);
                 Ok(Described { description: Description::Schemas(schemas), truncated })
             }
             Subject::Tables(pattern) => {
-                let mut tables = self.inspect(caller, source, catalogue::matching(pattern)).await?;
+                let mut tables =
+                    self.inspect(caller, source, catalogue::matching(pattern, guard)).await?;
                 let truncated = cut_to(&mut tables, MAX_LISTED);
-                tables.retain(|table| is_offered(table, guard));
                 Ok(Described { description: Description::Tables(tables), truncated })
             }
             Subject::Table(name) => {
-                let oid = self.resolve(caller, source, name).await?;
-                let found = self.inspect(caller, source, catalogue::details(oid)).await?;
-                let found = found.into_iter().next().filter(|table| is_offered(table, guard));
-                let mut table = found.ok_or_else(no_such_table)?;
-                tell_masks(&mut table, guard);
+                let oid = self.resolve(caller, source, name, guard).await?;
+                let found = self.inspect(caller, source, catalogue::details(oid, guard)).await?;
+                let mut table = found.into_iter().next().ok_or_else(no_such_table)?;
                 let mut truncated = false;
                 for (key, part) in table.as_object_mut().into_iter().flatten() {
                     let most = if key == "columns" { MAX_COLUMNS } else { MAX_PARTS };
@@ -111,10 +111,11 @@ impl App {
         caller: &Principal,
         source: Source<'_>,
         name: &TableName,
+        guard: &Guard,
     ) -> Result<i64, Failure> {
-        let mut found = self.inspect(caller, source, catalogue::resolve(name)).await?;
+        let mut found = self.inspect(caller, source, catalogue::resolve(name, guard)).await?;
         if let (true, Some(folded)) = (found.is_empty(), name.folded()) {
-            found = self.inspect(caller, source, catalogue::resolve(&folded)).await?;
+            found = self.inspect(caller, source, catalogue::resolve(&folded, guard)).await?;
         }
         let first = found.first().ok_or_else(no_such_table)?;
         if found.len() > 1 && first.get("found_by_path") != Some(&Value::Bool(true)) {
@@ -163,43 +164,6 @@ impl App {
             })
             .collect()
     }
-}
-
-/// Leaves the tables of a schema that are offered; whether there is anything to show.
-fn leave_offered(schema: &mut Value, guard: &Guard) -> bool {
-    if guard.tables.is_none() {
-        return true;
-    }
-    let name = text(schema, "name").to_owned();
-    let Some(Value::Array(tables)) = schema.get_mut("tables") else {
-        return false;
-    };
-    tables.retain(|table| table.as_str().is_some_and(|table| guard.offers(&name, table)));
-    let left = tables.len();
-    if let Some(count) = schema.get_mut("table_count") {
-        *count = left.into();
-    }
-    left > 0
-}
-
-fn is_offered(table: &Value, guard: &Guard) -> bool {
-    guard.offers(text(table, "schema"), text(table, "name"))
-}
-
-/// Says of each column whose values are masked that they are.
-fn tell_masks(table: &mut Value, guard: &Guard) {
-    let (schema, name) = (text(table, "schema").to_owned(), text(table, "name").to_owned());
-    let columns = table.get_mut("columns").and_then(Value::as_array_mut);
-    for column in columns.into_iter().flatten() {
-        let masked = guard.masks(&schema, &name, text(column, "name"));
-        if let (true, Value::Object(column)) = (masked, column) {
-            column.insert("masked".to_owned(), true.into());
-        }
-    }
-}
-
-fn text<'a>(value: &'a Value, key: &str) -> &'a str {
-    value.get(key).and_then(Value::as_str).unwrap_or_default()
 }
 
 /// Leaves `most` items; whether there were more.

@@ -73,11 +73,12 @@ impl Tool for CreateCredentialToken {
             None => app.create_token(caller, &database, ttl?).await?,
             Some(login) => app.register_token(caller, &database, login, ttl?).await?,
         };
+        let access = app.access_of(&connection.name);
         Ok(Output {
             success: true,
             credential_token: token.expose().to_owned(),
             expires_at: humantime::format_rfc3339_seconds(expires).to_string(),
-            connection: connection.into(),
+            connection: ConnectionResult::of(connection, access),
         })
     }
 }

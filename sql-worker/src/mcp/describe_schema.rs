@@ -70,7 +70,7 @@ impl Tool for DescribeSchema {
     const TITLE: &'static str = "Describe a database";
     const DESCRIPTION: &'static str = "Schemas and their tables; with pattern, matching tables with row \
         estimates and comments; with table, its columns, keys, checks, indexes and partitions. \
-        Only what the connection's role may see.";
+        Only what the connection's role may see and the connection offers.";
     const HINTS: Hints = Hints::ReadOnly;
     type Arguments = Arguments;
     type Output = Output;

@@ -7,6 +7,7 @@ use super::tool::{Hints, Tool};
 use crate::app::{App, Principal};
 use crate::broker::Connection;
 use crate::error::Failure;
+use crate::sql::Access;
 
 /// The tool.
 pub(super) struct ListConnections;
@@ -32,15 +33,17 @@ pub(super) struct ConnectionResult {
     target: String,
     /// True when a person has yet to store a credential: credbroker put NAME.
     needs_credential: bool,
+    access: &'static str,
 }
 
-impl From<Connection> for ConnectionResult {
-    fn from(connection: Connection) -> Self {
+impl ConnectionResult {
+    pub(super) fn of(connection: Connection, access: Access) -> Self {
         Self {
             name: connection.name,
             r#type: connection.kind,
             target: connection.target,
             needs_credential: !connection.has_credential,
+            access: access.as_str(),
         }
     }
 }
@@ -49,7 +52,7 @@ impl Tool for ListConnections {
     const NAME: &'static str = "list_connections";
     const TITLE: &'static str = "List database connections";
     const DESCRIPTION: &'static str = "Database connections that may be used: names, types, masked targets, \
-        and whether a credential is missing.";
+        access, and whether a credential is missing.";
     const HINTS: Hints = Hints::ReadOnly;
     type Arguments = Arguments;
     type Output = Output;
@@ -60,7 +63,11 @@ impl Tool for ListConnections {
         Arguments {}: Arguments,
     ) -> Result<Output, Failure> {
         let connections = app.connections().await?;
-        let connections = connections.into_iter().map(ConnectionResult::from).collect();
+        let result = |connection: Connection| {
+            let access = app.access_of(&connection.name);
+            ConnectionResult::of(connection, access)
+        };
+        let connections = connections.into_iter().map(result).collect();
         Ok(Output { success: true, connections })
     }
 }
@@ -82,9 +89,10 @@ mod tests {
             door: None,
         };
         assert_eq!(
-            serde_json::to_value(ConnectionResult::from(connection)).unwrap(),
+            serde_json::to_value(ConnectionResult::of(connection, Access::ReadOnly)).unwrap(),
             json!({"name": "main_db", "type": "postgresql",
-                "target": "postgresql://****:****@db/mydb", "needs_credential": true})
+                "target": "postgresql://****:****@db/mydb", "needs_credential": true,
+                "access": "read-only"})
         );
     }
 }

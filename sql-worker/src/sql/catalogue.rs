@@ -3,18 +3,21 @@
 //! Each row that they give is one JSON object, so that a step costs one round trip. The rule of
 //! what is seen is that of `information_schema` (PostgreSQL 15, 37.1): owned, or with any
 //! privilege on the table or one of its columns, in a schema that the role may use. System
-//! schemas are seen only when they are named.
+//! schemas are seen only when they are named. Of those, a [`Guard`] leaves the tables that are
+//! offered.
 //!
 //! Functions and types are qualified, and operators get operands of exactly their types: else
 //! somebody who may create operators in a schema of the role's `search_path` could have theirs
 //! run with the role's rights (PostgreSQL 15, 10.2).
 
 mod names;
+mod shown;
 
 use serde_json::Value;
 
 pub use self::names::{Pattern, TableName};
-use super::Params;
+use self::shown::Shown;
+use super::{Guard, Params};
 
 /// Schemas, and tables over all of them, that an overview or a search shows.
 pub const MAX_LISTED: usize = 100;
@@ -37,7 +40,11 @@ pub struct Query {
 /// Every schema that the role may use: `{name, table_count, tables}`, with the names of the
 /// first [`MAX_LISTED`] tables over all schemas. Partitions count as part of their table.
 #[must_use]
-pub fn overview() -> Query {
+pub fn overview(guard: &Guard) -> Query {
+    let mut shown = Shown::new(guard, vec![]);
+    let seen = shown.table("c");
+    // A schema is no secret, but one without an offered table is of no use.
+    let having = if shown.is_partial() { "having pg_catalog.count(s.relname) > 0" } else { "" };
     let sql = format!(
         "with seen as (
              select c.relnamespace, c.relname,
@@ -52,16 +59,18 @@ pub fn overview() -> Query {
                  filter (where s.place <= {MAX_LISTED}), '[]'))
          from pg_catalog.pg_namespace n left join seen s on s.relnamespace = n.oid
          where {OWN_SCHEMA} and pg_catalog.has_schema_privilege(n.oid, 'USAGE')
-         group by n.nspname order by n.nspname limit {limit}",
-        seen = seen("c"),
+         group by n.nspname {having} order by n.nspname limit {limit}",
         limit = MAX_LISTED + 1,
     );
-    Query { sql, params: Params::None }
+    Query { sql, params: Params::List(shown.into_params()) }
 }
 
 /// The tables that a pattern names: `{schema, name, kind, row_estimate?, comment?}`.
 #[must_use]
-pub fn matching(pattern: &Pattern) -> Query {
+pub fn matching(pattern: &Pattern, guard: &Guard) -> Query {
+    let schema = pattern.schema.as_deref().map_or(Value::Null, Value::from);
+    let mut shown = Shown::new(guard, vec![schema, pattern.table.as_str().into()]);
+    let seen = shown.table("c");
     let sql = format!(
         "select pg_catalog.json_strip_nulls(pg_catalog.json_build_object(
              'schema', n.nspname, 'name', c.relname, 'kind', {KIND},
@@ -73,16 +82,17 @@ pub fn matching(pattern: &Pattern) -> Query {
                     else n.nspname ilike $1::pg_catalog.text end
            and c.relname ilike $2::pg_catalog.text
          order by n.nspname, c.relname limit {limit}",
-        seen = seen("c"),
         limit = MAX_LISTED + 1,
     );
-    let schema = pattern.schema.as_deref().map_or(Value::Null, Value::from);
-    Query { sql, params: Params::List(vec![schema, pattern.table.as_str().into()]) }
+    Query { sql, params: Params::List(shown.into_params()) }
 }
 
 /// Which tables a name can mean: `{oid, found_by_path}`, at most two.
 #[must_use]
-pub fn resolve(table: &TableName) -> Query {
+pub fn resolve(table: &TableName, guard: &Guard) -> Query {
+    let schema = table.schema.as_deref().map_or(Value::Null, Value::from);
+    let mut shown = Shown::new(guard, vec![schema, table.name.as_str().into()]);
+    let seen = shown.table("c");
     let sql = format!(
         "select pg_catalog.json_build_object('oid', c.oid::pg_catalog.int8,
              'found_by_path', pg_catalog.pg_table_is_visible(c.oid))
@@ -90,17 +100,17 @@ pub fn resolve(table: &TableName) -> Query {
          where {IS_TABLE} and {seen}
            and ($1::pg_catalog.text is null or n.nspname = $1::pg_catalog.text)
            and c.relname = $2::pg_catalog.text
-         order by pg_catalog.pg_table_is_visible(c.oid) desc, n.nspname limit 2",
-        seen = seen("c"),
+         order by pg_catalog.pg_table_is_visible(c.oid) desc, n.nspname limit 2"
     );
-    let schema = table.schema.as_deref().map_or(Value::Null, Value::from);
-    Query { sql, params: Params::List(vec![schema, table.name.as_str().into()]) }
+    Query { sql, params: Params::List(shown.into_params()) }
 }
 
 /// One table in full. Lists hold one item more than is shown, where there are more.
 #[must_use]
-pub fn details(oid: i64) -> Query {
-    let (seen_other, parts, columns) = (seen("o"), MAX_PARTS + 1, MAX_COLUMNS + 1);
+pub fn details(oid: i64, guard: &Guard) -> Query {
+    let mut shown = Shown::new(guard, vec![oid.into()]);
+    let (seen, seen_other, masked) = (shown.table("c"), shown.table("o"), shown.masked_column());
+    let (parts, columns) = (MAX_PARTS + 1, MAX_COLUMNS + 1);
     let names = |keys: &str, table: &str| {
         format!(
             "(select pg_catalog.json_agg(ka.attname order by u.place)
@@ -126,7 +136,11 @@ pub fn details(oid: i64) -> Query {
             "pg_catalog.json_build_object('columns', {own},
              'references', pg_catalog.concat(os.nspname, '.', o.relname), 'referenced_columns', {other})"
         ),
-        &foreign,
+        // A key to a partitioned table has a row for each of its partitions too.
+        &format!(
+            "{foreign} and not exists (select from pg_catalog.pg_constraint kp
+                 where kp.oid = k.conparentid and kp.conrelid = k.conrelid)"
+        ),
         "conrelid",
         "confrelid",
     );
@@ -162,7 +176,8 @@ pub fn details(oid: i64) -> Query {
                      'identity', case a.attidentity
                          when 'a' then 'always' when 'd' then 'by default' end,
                      'comment', pg_catalog.left(
-                         pg_catalog.col_description(a.attrelid, a.attnum), {MAX_TEXT})) as item
+                         pg_catalog.col_description(a.attrelid, a.attnum), {MAX_TEXT}),
+                     'masked', case when {masked} then true end) as item
                  from pg_catalog.pg_attribute a
                  left join pg_catalog.pg_attrdef d
                    on d.adrelid = a.attrelid and d.adnum = a.attnum
@@ -202,9 +217,8 @@ pub fn details(oid: i64) -> Query {
          where c.oid = $1::pg_catalog.int8::pg_catalog.oid and {seen}",
         expression =
             format_args!("pg_catalog.left(pg_catalog.pg_get_expr(d.adbin, d.adrelid), {MAX_TEXT})"),
-        seen = seen("c"),
     );
-    Query { sql, params: Params::List(vec![oid.into()]) }
+    Query { sql, params: Params::List(shown.into_params()) }
 }
 
 const IS_TABLE: &str = "c.relkind in ('r', 'p', 'v', 'm', 'f')";

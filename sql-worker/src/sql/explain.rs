@@ -3,10 +3,10 @@
 //! Parameters have no values here, so the plan is the generic one: the statement is prepared
 //! and the plan of its execution is asked for under `plan_cache_mode = force_generic_plan`,
 //! where the values given to EXECUTE play no part (PostgreSQL 15, PREPARE). All of it happens
-//! in the read-only transaction that queries run in; PREPARE takes nothing but queries and
+//! in a read-only transaction that is rolled back; PREPARE takes nothing but queries and
 //! changes of rows, so the caller's text can neither end that transaction nor be run by it.
-//! What the planner expects of a table is statistics of its values: a plan that reads a table
-//! with masked columns is refused.
+//! A plan's estimates are statistics of what is in the tables, so there is none over a table
+//! that has masked columns.
 
 use futures_util::TryStreamExt as _;
 use sqlx::postgres::PgConnection;
@@ -14,9 +14,10 @@ use sqlx::{AssertSqlSafe, Row as _};
 use tokio::time::timeout;
 
 use super::lexer::{Kind, tokens};
-use super::statement::Mode;
+use super::postgres::Trouble;
+use super::statement::{Mode, check_length};
 use super::transaction::Scope;
-use super::{Guard, Lease, Limits, failure, guard};
+use super::{Guard, Lease, Limits};
 use crate::error::{Code, Failure};
 
 /// Lines of a plan that are kept.
@@ -46,6 +47,7 @@ pub struct Explanation {
 /// `INVALID_REQUEST` when it is no statement that has a plan; else those of
 /// [`execute`](super::execute).
 pub async fn explain(lease: Lease, query: &str, limits: &Limits) -> Result<Explanation, Failure> {
+    check_length(query)?;
     let query = positional(query)?;
     let closed = lease.closed();
     let work = timeout(limits.statement_timeout, run(lease, query));
@@ -60,42 +62,46 @@ pub async fn explain(lease: Lease, query: &str, limits: &Limits) -> Result<Expla
 
 async fn run(mut lease: Lease, query: String) -> Result<Explanation, Failure> {
     let policy = lease.policy();
-    let opened = Scope::open(lease.connection(), Mode::Read).await;
-    let mut scope = opened.map_err(|error| failure::of_statement(&error, &[]))?;
-    let planned = match guarded(scope.connection(), query, &policy.guard).await {
-        Ok(explanation) => Ok(explanation),
-        Err(guard::Error::Refused(failure)) => Err(failure),
-        Err(guard::Error::Server(error)) => {
-            let told = failure::of_statement(&error, &[]);
-            let told = if policy.guard.withholds_errors() { told.without_message() } else { told };
-            if !failure::is_in_step(&error) {
-                return Err(told);
-            }
-            Err(told)
+    let mut scope = Scope::open(&mut lease, Mode::Read).await?;
+    match plan(scope.connection(), query, &policy.guard).await {
+        Ok(explanation) => {
+            let left = scope.abandon();
+            lease.give_back(left);
+            Ok(explanation)
         }
-    };
-    // A session that cannot be rolled back is closed, which does the same.
-    if scope.roll_back().await.is_ok() {
-        let _ = lease.reset().await;
+        Err(trouble) => {
+            if trouble.is_in_step() {
+                let left = scope.abandon();
+                lease.give_back(left);
+            }
+            Err(trouble.into())
+        }
     }
-    planned
 }
 
-/// The plan, if all that it reads may be told of.
-async fn guarded(
+async fn plan(
     connection: &mut PgConnection,
     query: String,
     guard: &Guard,
-) -> Result<Explanation, guard::Error> {
-    let explanation = plan(connection, query).await.map_err(guard::Error::Server)?;
-    if !guard.is_open() && guard.inspect(connection).await?.has_masks() {
-        let what = "the plan of a statement that reads a table with masked columns is not shown";
-        return Err(Failure::new(Code::AccessDenied, what).into());
-    }
+) -> Result<Explanation, Trouble> {
+    let explanation = explained(connection, query, guard).await?;
+    // The planner locks more: partitions, and what it inlines.
+    look(connection, guard).await?;
     Ok(explanation)
 }
 
-async fn plan(connection: &mut PgConnection, query: String) -> Result<Explanation, sqlx::Error> {
+async fn look(connection: &mut PgConnection, guard: &Guard) -> Result<(), Trouble> {
+    match guard.is_open() {
+        true => Ok(()),
+        false => guard.check_plan(connection).await.map_err(Trouble::from),
+    }
+}
+
+async fn explained(
+    connection: &mut PgConnection,
+    query: String,
+    guard: &Guard,
+) -> Result<Explanation, Trouble> {
     fixed(connection, "SET LOCAL plan_cache_mode = force_generic_plan").await?;
     // By the extended protocol, so it is one statement or none.
     let prepare = AssertSqlSafe(format!("PREPARE {NAME} AS {query}"));
@@ -107,13 +113,16 @@ async fn plan(connection: &mut PgConnection, query: String) -> Result<Explanatio
     .bind(NAME)
     .fetch_one(&mut *connection)
     .await?;
+    look(connection, guard).await?;
     let nulls = vec!["NULL"; usize::try_from(parameters).unwrap_or(0)].join(", ");
     let arguments = if nulls.is_empty() { nulls } else { format!("({nulls})") };
     let explain = AssertSqlSafe(format!("EXPLAIN EXECUTE {NAME}{arguments}"));
     let mut rows = sqlx::query(explain).persistent(false).fetch(&mut *connection);
     let mut kept = Explanation::empty();
     let mut bytes = 0;
-    while let Some(row) = rows.try_next().await? {
+    while let Some(row) =
+        rows.try_next().await.map_err(|error| Trouble::of_planning(&error, guard))?
+    {
         let line: String = row.try_get(0)?;
         bytes += line.len() + 1;
         if kept.lines.len() < MAX_LINES && bytes <= MAX_BYTES {

@@ -78,11 +78,6 @@ pub(super) fn of_statement(error: &sqlx::Error, values: &[Option<String>]) -> Fa
     }
 }
 
-/// Whether the statement left a transaction open, as the answer to DISCARD ALL tells.
-pub(super) fn is_open_transaction(error: &sqlx::Error) -> bool {
-    database(error).is_some_and(|error| matches!(error.code(), "25001" | "25P02"))
-}
-
 /// Whether the server refused, and so the session is still in step.
 pub(super) fn is_in_step(error: &sqlx::Error) -> bool {
     database(error).is_some_and(|error| !error.code().starts_with("57P"))

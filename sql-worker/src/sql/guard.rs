@@ -76,21 +76,6 @@ left join pg_catalog.pg_namespace n on n.oid operator(pg_catalog.=) c.relnamespa
 type Row = (Oid, Oid, String, String, String, Vec<i16>, Vec<String>);
 
 impl Guard {
-    /// Whether a table may be told of. The catalogues stay open.
-    #[must_use]
-    pub fn offers(&self, schema: &str, table: &str) -> bool {
-        let mut tables = self.tables.iter().flatten();
-        self.tables.is_none()
-            || is_system(schema)
-            || tables.any(|offered| offered.matches(schema, table))
-    }
-
-    /// Whether a column's values are masked, by its table's own name.
-    #[must_use]
-    pub fn masks(&self, schema: &str, table: &str, column: &str) -> bool {
-        self.mask.iter().any(|mask| mask.matches(schema, table, column))
-    }
-
     /// Whether there is nothing to look at.
     pub(super) fn is_open(&self) -> bool {
         self.mask.is_empty() && self.tables.is_none()
@@ -137,6 +122,17 @@ impl Guard {
         if oids.into_iter().any(|oid| !known(oid) && !self.masked(&touched, Oid(oid)).is_empty()) {
             let what = "a function in the statement reads a table with masked columns";
             return Err(Failure::new(Code::AccessDenied, what).into());
+        }
+        Ok(())
+    }
+
+    /// Refuses a plan over what is not shown. To be asked before the planner looks at anything,
+    /// and again before what it said is shown.
+    pub(super) async fn check_plan(&self, connection: &mut PgConnection) -> Result<(), Error> {
+        let touched = touched(connection).await?;
+        self.check_tables(&touched)?;
+        if touched.iter().any(|relation| !self.masked(&touched, relation.oid).is_empty()) {
+            return Err(plan_withheld().into());
         }
         Ok(())
     }
@@ -209,7 +205,7 @@ impl Inspected {
 
 impl Touched {
     fn is_system(&self) -> bool {
-        is_system(&self.schema)
+        matches!(self.schema.as_str(), "pg_catalog" | "information_schema" | "pg_toast")
     }
 
     fn is_index(&self) -> bool {
@@ -217,8 +213,11 @@ impl Touched {
     }
 }
 
-fn is_system(schema: &str) -> bool {
-    matches!(schema, "pg_catalog" | "information_schema" | "pg_toast")
+/// The answer to who asks for a plan over masked columns.
+pub(super) fn plan_withheld() -> Failure {
+    let what = "the statement reads a table with masked columns, whose plan is not shown";
+    Failure::new(Code::AccessDenied, what)
+        .with_hint("a plan's estimates tell of values; the masks are in the worker's configuration")
 }
 
 /// Why a statement was stopped.

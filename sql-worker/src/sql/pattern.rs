@@ -30,6 +30,11 @@ impl TablePattern {
         }
     }
 
+    /// Schema and table as LIKE patterns.
+    pub(super) fn to_like(&self) -> [String; 2] {
+        [self.schema.to_like(), self.table.to_like()]
+    }
+
     pub(super) fn matches(&self, schema: &str, table: &str) -> bool {
         self.schema.matches(schema) && self.table.matches(table)
     }
@@ -48,6 +53,12 @@ impl ColumnPattern {
         Some(Self { table, column: Glob::new(column) })
     }
 
+    /// Schema, table and column as LIKE patterns.
+    pub(super) fn to_like(&self) -> [String; 3] {
+        let [schema, table] = self.table.to_like();
+        [schema, table, self.column.to_like()]
+    }
+
     pub(super) fn matches(&self, schema: &str, table: &str, column: &str) -> bool {
         self.table.matches(schema, table) && self.column.matches(column)
     }
@@ -56,6 +67,18 @@ impl ColumnPattern {
 impl Glob {
     fn new(text: &str) -> Self {
         Self(text.to_owned())
+    }
+
+    fn to_like(&self) -> String {
+        let mut pattern = String::with_capacity(self.0.len());
+        for character in self.0.chars() {
+            match character {
+                '*' => pattern.push('%'),
+                '%' | '_' | '\\' => pattern.extend(['\\', character]),
+                other => pattern.push(other),
+            }
+        }
+        pattern
     }
 
     fn matches(&self, name: &str) -> bool {
@@ -105,6 +128,14 @@ mod tests {
         for (glob, name, expected) in cases {
             assert_eq!(Glob::new(glob).matches(name), expected, "{glob} {name}");
         }
+    }
+
+    #[test]
+    fn a_pattern_means_the_same_to_like() {
+        let table = TablePattern::parse("a_b.50%*").unwrap();
+        assert_eq!(table.to_like(), ["a\\_b", "50\\%%"]);
+        let column = ColumnPattern::parse("users.*\\").unwrap();
+        assert_eq!(column.to_like(), ["%", "users", "%\\\\"]);
     }
 
     #[test]

@@ -52,6 +52,9 @@ impl Plan {
             true => None,
             false => Some(guard.inspect(connection).await?),
         };
+        if statement.is_explain() && inspected.as_ref().is_some_and(Inspected::has_masks) {
+            return Err(guard::plan_withheld().into());
+        }
         let casts = casts(connection, &original, bound).await?;
         let mut values = Vec::with_capacity(casts.len());
         for (at, (value, cast)) in bound.values().iter().zip(&casts).enumerate() {

@@ -19,6 +19,15 @@ pub enum Access {
 }
 
 impl Access {
+    /// The word of the configuration.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::ReadOnly => "read-only",
+            Self::ReadWrite => "read-write",
+        }
+    }
+
     /// What a call gets that asks for `readonly`.
     ///
     /// # Errors

@@ -3,7 +3,8 @@
 //! Our own, not sqlx's: that one retries a login that was refused for a limit until it times
 //! out, gives connections back in the background, and waits for a running statement before
 //! it lets go. Here a [`Lease`] that is dropped closes its socket at once, and only a session
-//! that was reset goes back.
+//! that was reset goes back. It is reset behind the answer that its caller waits for; who comes
+//! meanwhile waits for it rather than opening one more.
 
 use std::fmt;
 use std::path::Path;
@@ -12,11 +13,13 @@ use std::time::{Duration, Instant};
 
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgSslMode};
 use sqlx::{ConnectOptions as _, Connection as _};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use super::policy::Policy;
+use super::transaction::Left;
 use super::{failure, roles};
 use crate::error::{Code, Failure};
 
@@ -127,16 +130,45 @@ struct Shared {
     target: Target,
     settings: PoolSettings,
     permits: Arc<Semaphore>,
-    idle: Mutex<Vec<(PgConnection, Instant)>>,
+    sessions: Mutex<Sessions>,
+    /// One of [`Sessions::coming`] has come, or never will.
+    came: Notify,
+    resets: TaskTracker,
     closed: CancellationToken,
+}
+
+/// Those that nobody uses.
+#[derive(Default)]
+struct Sessions {
+    idle: Vec<(PgConnection, Instant)>,
+    /// How many are being reset.
+    coming: usize,
+}
+
+/// What there is for who wants a session.
+enum Found {
+    Idle(PgConnection),
+    /// Sooner than a new one could be opened.
+    Coming,
+    None,
 }
 
 /// The use of one connection. Dropped, it closes the connection hard, which makes the door
 /// cancel what still runs; `reset` is the only way back into the pool.
 pub struct Lease {
     connection: PgConnection,
+    origin: Origin,
     pool: Arc<Shared>,
-    _permit: OwnedSemaphorePermit,
+    permit: OwnedSemaphorePermit,
+}
+
+/// Where a leased connection comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Origin {
+    /// It was opened for this lease.
+    New,
+    /// It was idle, and may have been cut while nobody looked.
+    Idle,
 }
 
 impl Pool {
@@ -147,7 +179,9 @@ impl Pool {
             target,
             settings,
             permits: Arc::new(Semaphore::new(settings.size)),
-            idle: Mutex::new(Vec::new()),
+            sessions: Mutex::default(),
+            came: Notify::new(),
+            resets: TaskTracker::new(),
             closed: CancellationToken::new(),
         }))
     }
@@ -165,40 +199,58 @@ impl Pool {
                     .with_hint("try again when another call has ended")
             })?
             .map_err(|_closed| Failure::cancelled())?;
-        while let Some(mut connection) = self.0.pop() {
-            // The broker may have cut it while nobody looked.
-            if matches!(timeout(CONNECT_TIMEOUT, connection.ping()).await, Ok(Ok(()))) {
-                return Ok(Lease { connection, pool: Arc::clone(&self.0), _permit: permit });
-            }
-        }
-        let connection =
-            timeout(CONNECT_TIMEOUT, self.0.target.open()).await.map_err(|_elapsed| {
-                Failure::new(Code::UpstreamUnreachable, "no session was opened in time")
-            })??;
-        Ok(Lease { connection, pool: Arc::clone(&self.0), _permit: permit })
+        let (connection, origin) = match self.0.idle_session().await {
+            Some(connection) => (connection, Origin::Idle),
+            None => (self.0.open().await?, Origin::New),
+        };
+        Ok(Lease { connection, origin, pool: Arc::clone(&self.0), permit })
     }
 
     /// Closes everything at once; statements that run are stopped.
     pub fn close(&self) {
         self.0.closed.cancel();
         self.0.permits.close();
-        self.0.idle().clear();
+        self.0.sessions().idle.clear();
     }
 
     /// Closes what was not used for a while.
     pub fn sweep(&self) {
         let limit = self.0.settings.idle;
-        self.0.idle().retain(|(_, since)| since.elapsed() < limit);
+        self.0.sessions().idle.retain(|(_, since)| since.elapsed() < limit);
     }
 }
 
 impl Shared {
-    fn idle(&self) -> std::sync::MutexGuard<'_, Vec<(PgConnection, Instant)>> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    fn sessions(&self) -> std::sync::MutexGuard<'_, Sessions> {
+        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn pop(&self) -> Option<PgConnection> {
-        self.idle().pop().map(|(connection, _)| connection)
+    fn find(&self) -> Found {
+        let mut sessions = self.sessions();
+        match sessions.idle.pop() {
+            Some((connection, _)) => Found::Idle(connection),
+            None if sessions.coming > 0 => Found::Coming,
+            None => Found::None,
+        }
+    }
+
+    /// One that is idle, or will be in a moment.
+    async fn idle_session(&self) -> Option<PgConnection> {
+        loop {
+            // Made before the look: what comes in between is not missed.
+            let came = self.came.notified();
+            match self.find() {
+                Found::Idle(connection) => return Some(connection),
+                Found::Coming => came.await,
+                Found::None => return None,
+            }
+        }
+    }
+
+    async fn open(&self) -> Result<PgConnection, Failure> {
+        timeout(CONNECT_TIMEOUT, self.target.open()).await.map_err(|_elapsed| {
+            Failure::new(Code::UpstreamUnreachable, "no session was opened in time")
+        })?
     }
 }
 
@@ -217,33 +269,80 @@ impl Lease {
         self.pool.closed.clone()
     }
 
-    /// Makes the session as good as new, and gives it back.
+    /// Whether the session was idle before, so that it may be dead without anybody's fault.
+    pub(super) fn was_idle(&self) -> bool {
+        self.origin == Origin::Idle
+    }
+
+    /// Takes a session that lives in place of one that was idle. To be called before anything
+    /// of a statement was sent on it: a statement is never sent twice.
     ///
     /// # Errors
-    /// `INVALID_REQUEST` when the statement left a transaction open; it is rolled back. Any
-    /// other trouble only costs the connection.
-    pub(crate) async fn reset(mut self) -> Result<(), Failure> {
-        let cleared = self.connection.clear_cached_statements().await;
-        let discarded = match cleared {
-            Ok(()) => sqlx::raw_sql("DISCARD ALL").execute(&mut self.connection).await,
-            Err(error) => Err(error),
-        };
-        match discarded {
-            Ok(_) if self.pool.closed.is_cancelled() => Ok(()),
-            Ok(_) => {
-                let Self { connection, pool, _permit } = self;
-                pool.idle().push((connection, Instant::now()));
-                Ok(())
+    /// Those of opening one.
+    pub(super) async fn replace(&mut self) -> Result<(), Failure> {
+        while let Found::Idle(mut connection) = self.pool.find() {
+            if is_alive(&mut connection).await {
+                self.connection = connection;
+                return Ok(());
             }
-            Err(error) if failure::is_open_transaction(&error) => {
-                Err(Failure::invalid("the statement left a transaction open; it was rolled back")
-                    .with_hint(
-                        "every call is a transaction of its own: leave BEGIN and COMMIT out",
-                    ))
+        }
+        self.connection = self.pool.open().await?;
+        self.origin = Origin::New;
+        Ok(())
+    }
+
+    /// Does what is left to do, makes the session as good as new, and returns it to its pool;
+    /// nobody needs to wait for that. A session with which it fails is closed.
+    pub(crate) fn give_back(self, left: Left) {
+        let Self { mut connection, origin: _, pool, permit } = self;
+        pool.sessions().coming += 1;
+        let coming = Coming { pool: Arc::clone(&pool), permit: Some(permit) };
+        pool.resets.spawn(async move {
+            let reset = timeout(CONNECT_TIMEOUT, reset(&mut connection, left));
+            let reset = coming.pool.closed.run_until_cancelled(reset).await;
+            if let Some(Ok(Ok(()))) = reset {
+                coming.arrived(connection);
             }
-            Err(_lost) => Ok(()),
+        });
+    }
+}
+
+/// A session that is being reset. However that ends, who waits for it is told.
+struct Coming {
+    pool: Arc<Shared>,
+    permit: Option<OwnedSemaphorePermit>,
+}
+
+impl Coming {
+    fn arrived(self, connection: PgConnection) {
+        let mut sessions = self.pool.sessions();
+        // Closing takes the lock to clear what is idle, after it has said so.
+        if !self.pool.closed.is_cancelled() {
+            sessions.idle.push((connection, Instant::now()));
         }
     }
+}
+
+impl Drop for Coming {
+    fn drop(&mut self) {
+        self.pool.sessions().coming -= 1;
+        // Whoever gets the permit finds the session.
+        drop(self.permit.take());
+        self.pool.came.notify_waiters();
+    }
+}
+
+async fn is_alive(connection: &mut PgConnection) -> bool {
+    matches!(timeout(CONNECT_TIMEOUT, connection.ping()).await, Ok(Ok(())))
+}
+
+/// DISCARD ALL closes the statements too, but sqlx must know it.
+async fn reset(connection: &mut PgConnection, left: Left) -> Result<(), sqlx::Error> {
+    if left == Left::RollBack {
+        sqlx::raw_sql("rollback").execute(&mut *connection).await?;
+    }
+    connection.clear_cached_statements().await?;
+    sqlx::raw_sql("DISCARD ALL").execute(connection).await.map(|_done| ())
 }
 
 impl fmt::Debug for Pool {

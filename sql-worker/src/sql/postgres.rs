@@ -18,8 +18,8 @@ use super::plan::Plan;
 use super::policy::Policy;
 use super::sink::{Kept, Sink, Summary};
 use super::statement::{Mode, Statement, not_a_query};
-use super::transaction::Scope;
-use super::{Answer, Format, Lease, Limits, ResultSet, failure, guard};
+use super::transaction::{Left, Scope};
+use super::{Answer, Format, Guard, Lease, Limits, ResultSet, failure, guard};
 use crate::error::{Code, Failure};
 
 /// Runs `statement` and takes the lease with it: back to the pool after a clean end, else
@@ -94,29 +94,29 @@ async fn run(
             "what runs outside of a transaction cannot be looked at, and is not offered here";
         return Err(Failure::new(Code::AccessDenied, what));
     }
-    let mut scope = Scope::open(lease.connection(), mode)
-        .await
-        .map_err(|error| Trouble::new(&error, &[]).failure)?;
+    let mut scope = Scope::open(&mut lease, mode).await?;
     let call = Call { statement, mode, format, limits, policy: &policy };
     let outcome = call.run(scope.connection(), sink).await;
     match outcome {
         Ok((summary, After::Close)) => Ok(summary),
         Ok((summary, After::Reset)) => match scope.finish().await {
-            Ok(()) => lease.reset().await.map(|()| summary),
+            Ok(left) => {
+                lease.give_back(left);
+                Ok(summary)
+            }
             Err(error) => {
                 let Trouble { failure, after } = Trouble::new(&error, &[]);
                 if let After::Reset = after {
-                    let _ = lease.reset().await;
+                    // A COMMIT that fails has ended its transaction.
+                    lease.give_back(Left::Nothing);
                 }
                 Err(failure)
             }
         },
         Err(Trouble { failure, after: After::Close }) => Err(failure),
         Err(Trouble { failure, after: After::Reset }) => {
-            // The first failure is the one to tell; a session that does not reset is closed.
-            if scope.roll_back().await.is_ok() {
-                let _ = lease.reset().await;
-            }
+            let left = scope.abandon();
+            lease.give_back(left);
             Err(failure)
         }
     }
@@ -134,9 +134,38 @@ impl Trouble {
         Self { failure: failure::of_statement(error, values), after }
     }
 
+    /// What the server says of a plan that it makes: it may have run a function for it.
+    pub(super) fn of_planning(error: &sqlx::Error, guard: &Guard) -> Self {
+        let trouble = Self::new(error, &[]);
+        match guard.withholds_errors() {
+            true => Self { failure: trouble.failure.without_message(), ..trouble },
+            false => trouble,
+        }
+    }
+
+    /// Whether the session can be given back.
+    pub(super) fn is_in_step(&self) -> bool {
+        match self.after {
+            After::Reset => true,
+            After::Close => false,
+        }
+    }
+
     /// The session is in the middle of something.
     fn close(failure: Failure) -> Self {
         Self { failure, after: After::Close }
+    }
+}
+
+impl From<sqlx::Error> for Trouble {
+    fn from(error: sqlx::Error) -> Self {
+        Self::new(&error, &[])
+    }
+}
+
+impl From<Trouble> for Failure {
+    fn from(trouble: Trouble) -> Self {
+        trouble.failure
     }
 }
 

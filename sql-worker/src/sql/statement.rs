@@ -15,6 +15,18 @@ pub struct Statement<'a> {
     access: Access,
 }
 
+/// Bytes of a statement. The server takes more, at a price in memory there that nothing bounds.
+const MAX_SQL: usize = 256 << 10;
+
+/// Refuses a text that is too long for one statement.
+pub(super) fn check_length(sql: &str) -> Result<(), Failure> {
+    if sql.len() <= MAX_SQL {
+        return Ok(());
+    }
+    Err(Failure::invalid("the statement is longer than 256 KiB; nothing was run")
+        .with_hint("pass values in params, or do it in several calls"))
+}
+
 /// In what a statement runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Mode {
@@ -42,9 +54,11 @@ impl<'a> Statement<'a> {
     /// Matches `sql` with its parameters; pure.
     ///
     /// # Errors
-    /// `INVALID_REQUEST` when a parameter is missing or left over, and for BEGIN, COMMIT and
-    /// their like; `UNSUPPORTED` for COPY between client and server.
+    /// `INVALID_REQUEST` when it is longer than 256 KiB, when a parameter is missing or left
+    /// over, and for BEGIN, COMMIT and their like; `UNSUPPORTED` for COPY between client and
+    /// server.
     pub fn parse(sql: &'a str, params: &Params) -> Result<Self, Failure> {
+        check_length(sql)?;
         let bound = Script::parse(sql).bind(params)?;
         if bound.is_client_copy() {
             return Err(Failure::new(Code::Unsupported, "COPY between client and server")
@@ -141,6 +155,15 @@ mod tests {
         ] {
             assert!(!parse(sql).is_query(), "{sql}");
         }
+    }
+
+    #[test]
+    fn a_statement_has_a_longest() {
+        let text = |length: usize| format!("select '{}'", "x".repeat(length - 9));
+        assert!(Statement::parse(&text(MAX_SQL), &Params::None).is_ok());
+        let failure = Statement::parse(&text(MAX_SQL + 1), &Params::None).unwrap_err();
+        assert_eq!(failure.code(), Code::InvalidRequest);
+        assert!(failure.to_string().contains("longer than 256 KiB"), "{failure}");
     }
 
     #[test]

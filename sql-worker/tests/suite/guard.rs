@@ -9,6 +9,7 @@ use credbroker_sql_worker::sql::{
 use serde_json::json;
 
 use crate::cluster::{Cluster, LIMITS, SETTINGS, rows, run, run_within};
+use crate::mcp::Client;
 
 const SECRET: &str = "ada@example.com";
 
@@ -105,6 +106,8 @@ async fn a_masked_column_is_shown_by_no_way_that_we_know() {
         assert_eq!(masked, of_first.collect::<Vec<_>>(), "{sql}");
     }
     let refused = [
+        "explain select email from S.users",
+        "explain analyze select id from S.contacts where address > 'a'",
         "select S.read()",
         "select total, S.read() from S.orders",
         "select most_common_vals::text from pg_stats where tablename = 'users'",
@@ -127,9 +130,8 @@ async fn a_masked_column_is_shown_by_no_way_that_we_know() {
     let answer = run_within(&pool, sql, Params::None, Format::Csv, &limits).await.unwrap();
     let Answer::Rows(set) = answer else { panic!("no rows") };
     assert_eq!((set.row_count, set.cut.map(|cut| cut.as_str())), (1, Some("max_rows")));
-    // What tells of a statement, and what the server knows of itself, is not masked.
-    for sql in ["explain select email from masks.users", "show server_version", "select version()"]
-    {
+    // What the server knows of itself is not masked.
+    for sql in ["explain select 1", "show server_version", "select version()"] {
         let answer = run(&pool, sql, Params::None).await.unwrap();
         assert!(!rows(answer)[0].to_string().contains(m), "{sql}");
     }
@@ -172,4 +174,118 @@ async fn only_offered_tables_are_read() {
     for sql in ["select name from offers.users", "select name from offers.users_1"] {
         assert!(run(&parent, sql, Params::None).await.is_ok(), "{sql}");
     }
+}
+
+fn config(connection: &str) -> String {
+    format!("[connections.main_db]\n{connection}\n")
+}
+
+#[tokio::test]
+async fn there_is_no_plan_over_what_is_not_shown() {
+    let config =
+        config("mask = [\"plans.users.email\"]\ntables = [\"plans.users\", \"plans.orders\"]");
+    let mut client = Client::start_with(&config).await;
+    let cluster = Arc::clone(&client.broker.cluster);
+    schema(&cluster, "plans").await;
+    let pool = cluster.pool();
+    for sql in [
+        "create table plans.hidden (n int4)",
+        // Inlined by the planner, and run by it.
+        "create function plans.inlined() returns setof plans.users stable language sql as \
+         $$ select * from plans.users $$",
+        "create function plans.folded() returns text immutable language plpgsql as \
+         $$ begin return (select email from plans.users where id = 1); end $$",
+        "create function plans.telling() returns int4 immutable language plpgsql as \
+         $$ begin return (select email from plans.users where id = 1)::int4; end $$",
+    ] {
+        run(&pool, sql, Params::None).await.unwrap_or_else(|failure| panic!("{sql}: {failure}"));
+    }
+    let plan =
+        json!({"database": "main_db", "query": "select total from plans.orders where id = $1"});
+    let plan = client.call("explain_query", plan).await;
+    assert!(plan["plan"][0].as_str().unwrap().contains("orders"), "{plan}");
+    for query in [
+        "select id from plans.users where email = 'ada@example.com'",
+        "select * from plans.users_1",
+        "select * from plans.contacts",
+        "select * from plans.inlined()",
+        "select plans.folded()",
+        "select total from plans.orders where exists (select from plans.users)",
+        "delete from plans.users",
+        "select * from plans.hidden",
+        "select most_common_vals from pg_stats",
+    ] {
+        let refused = json!({"database": "main_db", "query": query});
+        let refused = client.call("explain_query", refused).await;
+        assert_eq!(refused["error"]["code"], "ACCESS_DENIED", "{query}: {refused}");
+        assert!(!refused.to_string().contains("example"), "{query}: {refused}");
+        // No way around it by the other tool.
+        let around = json!({"database": "main_db", "sql": format!("explain {query}")});
+        let around = client.call("execute_sql", around).await;
+        assert_eq!(around["error"]["code"], "ACCESS_DENIED", "{query}: {around}");
+    }
+    let telling = json!({"database": "main_db", "query": "select plans.telling()"});
+    let telling = client.call("explain_query", telling).await;
+    assert_eq!(telling["error"]["code"], "SQL_ERROR", "{telling}");
+    assert!(!telling.to_string().contains("example"), "{telling}");
+}
+
+#[tokio::test]
+async fn only_offered_tables_are_described_and_masks_are_said() {
+    let config = config("mask = [\"told.users.em*\"]\ntables = [\"told.users\", \"told.orders\"]");
+    let mut client = Client::start_with(&config).await;
+    let cluster = Arc::clone(&client.broker.cluster);
+    schema(&cluster, "told").await;
+    let pool = cluster.pool();
+    for sql in [
+        "create schema told_nothing",
+        "create table told_nothing.t (n int4)",
+        "create table told.hidden (n int4 primary key)",
+        "alter table told.orders add hidden int4 references told.hidden",
+        "alter table told.orders add constraint buyer foreign key (user_id) references told.users (id)",
+    ] {
+        run(&pool, sql, Params::None).await.unwrap_or_else(|failure| panic!("{sql}: {failure}"));
+    }
+    let all = client.call("describe_schema", json!({"database": "main_db"})).await;
+    assert_eq!(
+        all["schemas"],
+        json!([{"name": "told", "table_count": 2, "tables": ["orders", "users"]}])
+    );
+    let found = json!({"database": "main_db", "pattern": "told*.*"});
+    let found = client.call("describe_schema", found).await;
+    let names: Vec<&str> = found["tables"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|table| table["name"].as_str().unwrap())
+        .collect();
+    assert_eq!(names, ["orders", "users", "users_1"]);
+    for table in ["told.users", "told.users_1"] {
+        let described = json!({"database": "main_db", "table": table});
+        let described = client.call("describe_schema", described).await;
+        let masked: Vec<&str> = described["table"]["columns"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter(|column| column["masked"] == true)
+            .map(|column| column["name"].as_str().unwrap())
+            .collect();
+        assert_eq!(masked, ["email"], "{described}");
+    }
+    let orders = json!({"database": "main_db", "table": "told.orders"});
+    let orders = client.call("describe_schema", orders).await;
+    let keys = orders["table"]["foreign_keys"].as_array().unwrap();
+    assert_eq!((keys.len(), &keys[0]["references"]), (1, &json!("told.users")), "{orders}");
+    for hidden in ["told.hidden", "told.contacts", "told_nothing.t"] {
+        let refused = json!({"database": "main_db", "table": hidden});
+        let refused = client.call("describe_schema", refused).await;
+        assert_eq!(refused["error"]["code"], "INVALID_REQUEST", "{refused}");
+    }
+    // The control: a connection that offers everything.
+    let open = json!({"database": "other_db", "table": "told.hidden"});
+    let open = client.call("describe_schema", open).await;
+    assert_eq!(
+        open["table"]["columns"][0],
+        json!({"name": "n", "type": "integer", "nullable": false})
+    );
 }

@@ -348,6 +348,57 @@ async fn what_cannot_be_read_on_has_no_cursor() {
     }
 }
 
+/// What a page ran again would else be done again.
+#[tokio::test]
+async fn reading_on_changes_nothing() {
+    let mut client = Client::start_with("[defaults]\naccess = \"read-write\"\n").await;
+    setup(
+        &client.broker.cluster.clone(),
+        &[
+            "create table read_on (n int4)",
+            "create function read_on(n int4) returns int4 language sql as \
+             $$ insert into read_on values (n) returning n $$",
+        ],
+    )
+    .await;
+    let mut arguments = json!({"database": "main_db", "max_rows": 4, "readonly": false,
+        "sql": "select read_on(i) from generate_series(1, 9) i"});
+    let page = client.call("execute_sql", arguments.clone()).await;
+    assert_eq!(page["row_count"], 4, "{page}");
+    let count = json!({"database": "main_db", "sql": "select count(*)::int4 from read_on"});
+    let before = client.call("execute_sql", count.clone()).await["rows"].clone();
+    arguments["cursor"] = page["next_cursor"].clone();
+    let refused = client.call("execute_sql", arguments).await;
+    assert_eq!(refused["error"]["sqlstate"], "25006", "{refused}");
+    assert_eq!(client.call("execute_sql", count).await["rows"], before);
+}
+
+#[tokio::test]
+async fn a_statement_that_is_too_long_is_not_run() {
+    let mut client = Client::start().await;
+    let long = format!("select 1 -- {}", "x".repeat(256 << 10));
+    for (tool, key) in [("execute_sql", "sql"), ("explain_query", "query")] {
+        let mut arguments = json!({"database": "main_db"});
+        arguments[key] = long.as_str().into();
+        let refused = client.call(tool, arguments).await;
+        assert_eq!(refused["error"]["code"], "INVALID_REQUEST", "{tool}");
+        let message = refused["error"]["message"].as_str().unwrap();
+        assert!(message.contains("longer than 256 KiB"), "{tool}: {message}");
+    }
+}
+
+#[tokio::test]
+async fn connections_tell_their_access() {
+    let config = "[connections.other_db]\naccess = \"read-write\"\n";
+    let mut client = Client::start_with(config).await;
+    let list = client.call("list_connections", json!({})).await;
+    let access = list["connections"].as_array().unwrap().iter();
+    let access: Vec<_> = access.map(|one| (&one["name"], &one["access"])).collect();
+    let expected = [("main_db", "read-only"), ("other_db", "read-write")]
+        .map(|(name, access)| (json!(name), json!(access)));
+    assert_eq!(access, expected.iter().map(|(name, access)| (name, access)).collect::<Vec<_>>());
+}
+
 #[tokio::test]
 async fn schemas_are_resources() {
     let mut client = Client::start().await;
