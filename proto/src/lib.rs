@@ -31,6 +31,10 @@ pub mod v1 {
 /// The `google.protobuf.FileDescriptorSet` of the contract, encoded, for gRPC reflection.
 pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 
+/// As [`FILE_DESCRIPTOR_SET`], of the SQL worker's service.
+pub const SQL_FILE_DESCRIPTOR_SET: &[u8] =
+    include_bytes!(concat!(env!("OUT_DIR"), "/sql_descriptors.bin"));
+
 /// The `domain` of every `google.rpc.ErrorInfo` that the broker sends.
 pub const ERROR_DOMAIN: &str = "credbroker";
 

@@ -3,7 +3,8 @@
 use std::fmt;
 
 use crate::v1::{
-    DescribeHandleRequest, IssueHandleResponse, OpenRequest, RenewHandleRequest, RevealRequest,
+    CreateCredentialTokenResponse, DescribeHandleRequest, ExecuteQueryRequest, IssueHandleResponse,
+    OpenRequest, RenewHandleRequest, RevealRequest, RevokeCredentialTokenRequest,
     RevokeHandleRequest, WatchHandleRequest, revoke_handle_request,
 };
 
@@ -51,6 +52,32 @@ impl fmt::Debug for OpenRequest {
     }
 }
 
+impl fmt::Debug for ExecuteQueryRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The statement and its parameters are the caller's own business too.
+        f.debug_struct("ExecuteQueryRequest")
+            .field("target", &REDACTED)
+            .field("credential_token", &REDACTED)
+            .field("sql", &self.sql.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for CreateCredentialTokenResponse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CreateCredentialTokenResponse")
+            .field("credential_token", &REDACTED)
+            .field("expires", &self.expires)
+            .finish()
+    }
+}
+
+impl fmt::Debug for RevokeCredentialTokenRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RevokeCredentialTokenRequest").field("credential_token", &REDACTED).finish()
+    }
+}
+
 impl fmt::Debug for RevealRequest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RevealRequest").field("token", &REDACTED).finish()
@@ -80,13 +107,16 @@ mod tests {
 
     #[test]
     fn no_token_is_printed() {
-        let messages: [&dyn fmt::Debug; 7] = [
+        let messages: [&dyn fmt::Debug; 10] = [
             &IssueHandleResponse { handle: None, token: TOKEN.into(), endpoint: None },
             &RenewHandleRequest { token: TOKEN.into(), ttl: None },
             &DescribeHandleRequest { token: TOKEN.into() },
             &WatchHandleRequest { token: TOKEN.into() },
             &OpenRequest { token: TOKEN.into(), ..Default::default() },
             &RevealRequest { token: TOKEN.into() },
+            &ExecuteQueryRequest { credential_token: TOKEN.into(), ..Default::default() },
+            &CreateCredentialTokenResponse { credential_token: TOKEN.into(), expires: None },
+            &RevokeCredentialTokenRequest { credential_token: TOKEN.into() },
             &RevokeHandleRequest {
                 handle: Some(revoke_handle_request::Handle::Token(TOKEN.into())),
             },

@@ -33,8 +33,8 @@ use crate::broker::{Broker, Connection, Destination, Login, Token};
 use crate::config::{Config, InlineSecrets, ToolSet};
 use crate::error::{Code, Failure};
 use crate::sql::{
-    self, Answer, Cut, Format, Lease, Left, Limits, MAX_ROWS_CEILING, Params, Statement, execute,
-    paging,
+    self, Answer, Cut, Format, Lease, Left, Limits, MAX_ROWS_CEILING, Params, Sink, Statement,
+    Summary, execute, execute_into, paging,
 };
 
 /// How often idle sessions are looked for.
@@ -64,6 +64,14 @@ pub struct Request<'a> {
     pub format: Format,
     /// `Some(true)`: change nothing, whatever the connection allows.
     pub readonly: Option<bool>,
+}
+
+/// A statement that has its turn and its session.
+struct Ready<'a> {
+    _running: SemaphorePermit<'a>,
+    lease: Lease,
+    statement: Statement<'a>,
+    limits: Limits,
 }
 
 /// All that the worker holds.
@@ -139,6 +147,34 @@ impl App {
         source: Source<'_>,
         request: Request<'_>,
     ) -> Result<Answer, Failure> {
+        let Ready { _running, lease, statement, limits } =
+            self.ready(caller, source, &request).await?;
+        execute(lease, &statement, request.format, &limits).await
+    }
+
+    /// As [`run`](Self::run), with the rows given to `sink` as they come.
+    ///
+    /// # Errors
+    /// Those of [`run`](Self::run), and those of `sink`.
+    pub async fn run_into(
+        &self,
+        caller: &Principal,
+        source: Source<'_>,
+        request: Request<'_>,
+        sink: &mut impl Sink,
+    ) -> Result<Summary, Failure> {
+        let Ready { _running, lease, statement, limits } =
+            self.ready(caller, source, &request).await?;
+        execute_into(lease, &statement, request.format, &limits, sink).await
+    }
+
+    /// All that a statement needs to be run.
+    async fn ready<'a>(
+        &'a self,
+        caller: &Principal,
+        source: Source<'_>,
+        request: &'a Request<'_>,
+    ) -> Result<Ready<'a>, Failure> {
         let connection = self.name(caller, &source)?;
         let connection = self.config.connection(&connection);
         let limits = with_max_rows(connection.limits, request.max_rows)?;
@@ -146,7 +182,7 @@ impl App {
         let statement = Statement::parse(request.sql, &request.params)?.with_access(access);
         let _running = self.turn().await?;
         let lease = self.lease(caller, source).await?;
-        execute(lease, &statement, request.format, &limits).await
+        Ok(Ready { _running, lease, statement, limits })
     }
 
     /// As [`run`](Self::run), a page at a time: begins where `cursor` stands, and gives a cursor

@@ -19,8 +19,9 @@ use tracing_subscriber::prelude::*;
 use crate::app::App;
 use crate::broker::client::Remote;
 use crate::config::{Config, InlineSecrets, ToolSet};
-use crate::mcp::transport::{Choice, Transport};
-use crate::shutdown;
+use crate::mcp::transport::{BindError, Choice, Transport};
+use crate::socket::Listener;
+use crate::{rpc, shutdown};
 
 // sysexits(3).
 const USAGE: u8 = 64;
@@ -42,6 +43,28 @@ struct Cli {
 enum Command {
     /// Serve the Model Context Protocol.
     Mcp(Mcp),
+    /// Serve SQL by gRPC: credbroker.v1.SqlService.
+    Serve(Serve),
+}
+
+#[derive(Debug, Args)]
+struct Serve {
+    /// Where: unix:PATH. Its clients are told apart by their uid.
+    #[arg(long, value_name = "unix:PATH", value_parser = unix_path)]
+    listen: PathBuf,
+    #[command(flatten)]
+    place: Place,
+}
+
+/// What is the same however calls come in.
+#[derive(Debug, Args)]
+struct Place {
+    /// The configuration file; without one everything has its default.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// The broker's runtime directory, as it is mounted here.
+    #[arg(long, value_name = "DIRECTORY")]
+    runtime_dir: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -54,12 +77,8 @@ struct Mcp {
     /// Takes passwords as tool arguments: insecure, for they pass through the model.
     #[arg(long)]
     allow_inline_secrets: bool,
-    /// The configuration file; without one everything has its default.
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
-    /// The broker's runtime directory, as it is mounted here.
-    #[arg(long, value_name = "DIRECTORY")]
-    runtime_dir: Option<PathBuf>,
+    #[command(flatten)]
+    place: Place,
 }
 
 /// How calls come in: exactly one.
@@ -100,15 +119,20 @@ pub fn main() -> ExitCode {
             return code.into();
         }
     };
-    let Command::Mcp(arguments) = cli.command;
-    let mut config = match arguments.config.as_deref().map(Config::load).transpose() {
+    let place = match &cli.command {
+        Command::Mcp(arguments) => &arguments.place,
+        Command::Serve(arguments) => &arguments.place,
+    };
+    let mut config = match place.config.as_deref().map(Config::load).transpose() {
         Ok(config) => config.unwrap_or_default(),
         Err(error) => return fail(CONFIGURATION, &error),
     };
-    config.tools = arguments.tools;
-    config.runtime_dir = arguments.runtime_dir.or(config.runtime_dir);
-    if arguments.allow_inline_secrets {
-        config.inline_secrets = InlineSecrets::Allowed;
+    config.runtime_dir = place.runtime_dir.clone().or(config.runtime_dir);
+    if let Command::Mcp(arguments) = &cli.command {
+        config.tools = arguments.tools;
+        if arguments.allow_inline_secrets {
+            config.inline_secrets = InlineSecrets::Allowed;
+        }
     }
     // sqlx reads it into every session and has no way to leave it out.
     if std::env::var_os("PGOPTIONS").is_some() {
@@ -118,8 +142,8 @@ pub fn main() -> ExitCode {
         );
     }
     // Before there are threads.
-    let transport = match Transport::bind(&arguments.transport.into(), &config) {
-        Ok(transport) => transport,
+    let edge = match Edge::bind(cli.command, &config) {
+        Ok(edge) => edge,
         Err(error) => return fail(CONFIGURATION, &error),
     };
     start_logging(config.log_level);
@@ -130,7 +154,7 @@ pub fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return fail(SOFTWARE, &error),
     };
-    let result = runtime.block_on(serve(transport, config));
+    let result = runtime.block_on(serve(edge, config));
     // A thread may be blocked in a read of standard input for ever: it is left behind.
     runtime.shutdown_background();
     match result {
@@ -139,12 +163,12 @@ pub fn main() -> ExitCode {
     }
 }
 
-async fn serve(transport: Transport, config: Config) -> std::io::Result<()> {
+async fn serve(edge: Edge, config: Config) -> std::io::Result<()> {
     let stop = CancellationToken::new();
     let broker = Remote::new(config.runtime_dir.clone());
     let app = Arc::new(App::new(Arc::new(broker), config));
     let serving = async {
-        let served = transport.serve(Arc::clone(&app), stop.clone()).await;
+        let served = edge.serve(Arc::clone(&app), stop.clone()).await;
         stop.cancel();
         served
     };
@@ -160,6 +184,40 @@ async fn serve(transport: Transport, config: Config) -> std::io::Result<()> {
         tracing::warn!("the broker did not confirm in time that the handles are revoked");
     }
     served.and(signalled.unwrap_or(Ok(())))
+}
+
+/// How calls come in, bound and not served yet.
+enum Edge {
+    Mcp(Transport),
+    Rpc(Listener),
+}
+
+impl Edge {
+    fn bind(command: Command, config: &Config) -> Result<Self, BindError> {
+        Ok(match command {
+            Command::Mcp(arguments) => {
+                Self::Mcp(Transport::bind(&arguments.transport.into(), config)?)
+            }
+            Command::Serve(arguments) => {
+                Self::Rpc(Listener::bind(&arguments.listen, config.socket_group.as_deref())?)
+            }
+        })
+    }
+
+    async fn serve(self, app: Arc<App>, stop: CancellationToken) -> std::io::Result<()> {
+        match self {
+            Self::Mcp(transport) => transport.serve(app, stop).await,
+            Self::Rpc(listener) => rpc::serve(listener, app, stop).await,
+        }
+    }
+}
+
+/// The path in `unix:PATH`, as gRPC names it: <https://github.com/grpc/grpc/blob/master/doc/naming.md>.
+fn unix_path(text: &str) -> Result<PathBuf, &'static str> {
+    let path = text.strip_prefix("unix:").ok_or("must be unix:PATH")?;
+    // unix:///absolute is the same.
+    let path = path.strip_prefix("//").unwrap_or(path);
+    if path.starts_with('/') { Ok(path.into()) } else { Err("the path must be absolute") }
 }
 
 /// JSON lines to standard error, from our own crates only: at `debug`, rmcp logs whole
@@ -205,5 +263,14 @@ mod tests {
         assert!(Cli::try_parse_from(["w", "mcp", "--stdio", "--unix", "/x/y"]).is_err());
         assert!(Cli::try_parse_from(["w", "mcp", "--http", "localhost"]).is_err());
         assert!(Cli::try_parse_from(["w", "mcp", "--http", "[::1]:0"]).is_ok());
+    }
+
+    #[test]
+    fn a_service_listens_on_a_unix_socket_only() {
+        let parsed = |listen| Cli::try_parse_from(["w", "serve", "--listen", listen]).is_ok();
+        assert!(parsed("unix:/x/y") && parsed("unix:///x/y"));
+        assert!(!parsed("unix:x/y") && !parsed("127.0.0.1:1") && !parsed("/x/y"));
+        assert_eq!(unix_path("unix:///x/y"), Ok("/x/y".into()));
+        assert!(Cli::try_parse_from(["w", "serve"]).is_err());
     }
 }

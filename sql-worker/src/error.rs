@@ -17,6 +17,7 @@ pub struct Failure {
     message: Cow<'static, str>,
     sqlstate: Option<String>,
     hint: Option<Cow<'static, str>>,
+    reference: Option<u64>,
 }
 
 /// Stable names of failures: the broker's reasons, and the worker's own.
@@ -91,7 +92,7 @@ impl Failure {
     /// A failure with a text that holds nothing from outside.
     #[must_use]
     pub fn new(code: Code, message: impl Into<Cow<'static, str>>) -> Self {
-        Self { code, message: message.into(), sqlstate: None, hint: None }
+        Self { code, message: message.into(), sqlstate: None, hint: None, reference: None }
     }
 
     /// The arguments are wrong; `message` says which and how, without their values.
@@ -171,6 +172,7 @@ impl Failure {
     pub fn with_reference(mut self, reference: Option<u64>) -> Self {
         if let Some(reference) = reference {
             self.message = format!("{} (ref={reference})", self.message).into();
+            self.reference = Some(reference);
         }
         self
     }
@@ -185,6 +187,24 @@ impl Failure {
     #[must_use]
     pub fn sqlstate(&self) -> Option<&str> {
         self.sqlstate.as_deref()
+    }
+
+    /// What happened, for people.
+    #[must_use]
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
+    /// What the caller can do about it.
+    #[must_use]
+    pub fn hint(&self) -> Option<&str> {
+        self.hint.as_deref()
+    }
+
+    /// The number under which the broker's audit log has it.
+    #[must_use]
+    pub fn reference(&self) -> Option<u64> {
+        self.reference
     }
 
     /// `{"success": false, "error": {"code", "message", "sqlstate"?, "hint"?}}`.

@@ -1,4 +1,4 @@
-//! The SQL worker: an unprivileged MCP server that runs SQL through the broker's doors.
+//! The SQL worker: an unprivileged MCP and gRPC server that runs SQL through the broker's doors.
 //!
 //! It holds handles, never credentials: what it sends as a password to a door is a handle's
 //! token, and the broker logs in to the database. It knows no database host, and listens only
@@ -11,6 +11,8 @@
 //! | [`app`] | the verbs, and whose handle, pool and reference is whose |
 //! | [`broker`] | what the worker needs of a broker; the only user of the client library |
 //! | [`mcp`] | the MCP edge: one tool, one file; [`mcp::transport`] is how calls come in |
+//! | [`rpc`] | the gRPC edge: the same verbs, rows as they come |
+//! | [`socket`] | Unix sockets whose clients the kernel names |
 //! | [`sql`] | statements, parameters, results; the only user of sqlx |
 //! | [`error`] | [`error::Failure`], the one shape in which anything is refused |
 //! | [`shutdown`] | signals |
@@ -31,5 +33,7 @@ pub mod config;
 pub mod error;
 pub mod mcp;
 mod random;
+pub mod rpc;
 pub mod shutdown;
+pub mod socket;
 pub mod sql;

@@ -76,6 +76,8 @@ mod secrets;
 mod sources;
 #[path = "e2e/spares.rs"]
 mod spares;
+#[path = "e2e/sql_rpc.rs"]
+mod sql_rpc;
 #[path = "e2e/tampering.rs"]
 mod tampering;
 #[path = "e2e/upstream.rs"]

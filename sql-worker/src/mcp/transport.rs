@@ -6,23 +6,21 @@
 
 pub mod http;
 pub(super) mod lines;
-pub mod unix;
+mod unix;
 
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
 use crate::app::{App, Principal};
 use crate::config::Config;
+use crate::socket;
 
 /// The longest message that is read, in bytes.
 const MAX_MESSAGE: usize = 1 << 20;
-/// How long accepting pauses when descriptors or memory have run out.
-const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
 
 /// Which transport is wanted.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,7 +39,7 @@ pub enum Transport {
     /// Standard input and output.
     Stdio,
     /// A bound Unix socket.
-    Unix(unix::Listener),
+    Unix(socket::Listener),
     /// A bound loopback address.
     Http(http::Listener),
 }
@@ -51,7 +49,7 @@ pub enum Transport {
 pub enum BindError {
     /// The Unix socket.
     #[error(transparent)]
-    Unix(#[from] unix::BindError),
+    Unix(#[from] socket::BindError),
     /// The HTTP listener.
     #[error(transparent)]
     Http(#[from] http::BindError),
@@ -67,7 +65,7 @@ impl Transport {
         Ok(match choice {
             Choice::Stdio => Self::Stdio,
             Choice::Unix(path) => {
-                Self::Unix(unix::Listener::bind(path, config.socket_group.as_deref())?)
+                Self::Unix(socket::Listener::bind(path, config.socket_group.as_deref())?)
             }
             Choice::Http(address) => Self::Http(http::Listener::bind(*address, config)?),
         })
@@ -84,15 +82,8 @@ impl Transport {
                 super::serve(app, Principal::stdio(), streams, None, stop).await;
                 Ok(())
             }
-            Self::Unix(listener) => listener.serve(app, stop).await,
+            Self::Unix(listener) => unix::serve(listener, app, stop).await,
             Self::Http(listener) => listener.serve(app, stop).await,
         }
     }
-}
-
-/// Whether accepting failed for want of something that others may give back.
-fn is_exhausted(error: &io::Error) -> bool {
-    use rustix::io::Errno;
-    let exhausted = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];
-    Errno::from_io_error(error).is_some_and(|errno| exhausted.contains(&errno))
 }

@@ -1,4 +1,5 @@
-//! A worker that listens: on a Unix socket for any uid of a group, or on loopback HTTP.
+//! A worker that listens: on a Unix socket for any uid of a group, with MCP or gRPC, or on
+//! loopback HTTP.
 
 use std::fs::{self, DirBuilder};
 use std::net::SocketAddr;
@@ -41,10 +42,28 @@ impl Served {
         let socket = directory.join("mcp.sock");
         let group = if several() { SOCKET_GROUP } else { identity.gid() };
         let config = format!("{config}\n[unix]\ngroup = \"{group}\"\n");
-        let choice = ["--unix", socket.to_str().expect("an ASCII path")];
+        let choice = ["mcp", "--unix", socket.to_str().expect("an ASCII path")];
         let (process, log) = start(broker, identity, &directory, choice, &config);
         // The file is there a moment before the group may connect.
         until(PATIENCE, || process.stderr().contains("serving MCP").then_some(()))
+            .unwrap_or_else(|| panic!("it does not serve:\n{}", process.stderr()));
+        Self { process, at: At::Unix(socket), log }
+    }
+
+    /// As [`Served::unix`], with the gRPC service.
+    ///
+    /// # Panics
+    /// When it does not come to listen.
+    #[must_use]
+    pub fn rpc(broker: &Broker, identity: &Identity, config: &str) -> Self {
+        let directory = directory(broker, identity);
+        let socket = directory.join("sql.sock");
+        let group = if several() { SOCKET_GROUP } else { identity.gid() };
+        let config = format!("{config}\n[unix]\ngroup = \"{group}\"\n");
+        let listen = format!("unix:{}", socket.display());
+        let choice = ["serve", "--listen", &listen];
+        let (process, log) = start(broker, identity, &directory, choice, &config);
+        until(PATIENCE, || process.stderr().contains("serving gRPC").then_some(()))
             .unwrap_or_else(|| panic!("it does not serve:\n{}", process.stderr()));
         Self { process, at: At::Unix(socket), log }
     }
@@ -67,7 +86,7 @@ impl Served {
             ((*name).to_owned(), token)
         });
         let bearers = bearers.collect();
-        let choice = ["--http", "127.0.0.1:0"];
+        let choice = ["mcp", "--http", "127.0.0.1:0"];
         let (process, log) = start(broker, identity, &directory, choice, &config);
         let address = until(PATIENCE, || {
             let log = process.stderr();
@@ -144,14 +163,14 @@ fn start(
     broker: &Broker,
     identity: &Identity,
     directory: &Path,
-    choice: [&str; 2],
+    choice: [&str; 3],
     config: &str,
 ) -> (Process, PathBuf) {
     let file = directory.join("worker.toml");
     fs::write(&file, config).expect("the worker's configuration");
     give(&file, identity).expect("the worker gets its configuration");
     let mut command = identity.command(binaries::sql_worker());
-    command.arg("mcp").args(choice).arg("--config").arg(&file);
+    command.args(choice).arg("--config").arg(&file);
     command.arg("--runtime-dir").arg(broker.runtime_dir());
     broker.tell(&mut command);
     let logs = broker.setup().path("logs");

@@ -37,11 +37,12 @@ use tokio_util::task::TaskTracker;
 use self::bearer::Bearers;
 use self::sessions::Sessions;
 use self::turns::Turns;
+use super::MAX_MESSAGE;
 use super::lines::{refusal, too_long};
-use super::{EXHAUSTED_PAUSE, MAX_MESSAGE, is_exhausted};
 use crate::app::App;
 use crate::config::Config;
 use crate::mcp::{DRAIN, Server};
+use crate::socket::{EXHAUSTED_PAUSE, is_exhausted};
 
 /// The one path that is served.
 const PATH: &str = "/mcp";

@@ -45,15 +45,13 @@ pub struct BindError {
 
 impl Listener {
     /// Binds a socket at `path`: mode 0600, or 0660 for `group`. A directory that is missing is
-    /// made, and a socket that nobody serves any more is replaced.
+    /// made, and a socket that nobody serves any more is replaced. To be called while the process
+    /// has one thread: the umask is the whole process's.
     ///
     /// # Errors
     /// When the path is too long, when others can write its directory, when something that is
     /// not a dead socket of this user is there already, and when the kernel refuses.
-    pub(in crate::mcp::transport) fn bind(
-        path: &Path,
-        group: Option<&str>,
-    ) -> Result<Self, BindError> {
+    pub fn bind(path: &Path, group: Option<&str>) -> Result<Self, BindError> {
         let failed = |problem: String| BindError { path: path.to_owned(), problem };
         let failure = |what: &'static str| {
             move |errno: rustix::io::Errno| failed(format!("{what}: {}", io::Error::from(errno)))
@@ -89,8 +87,8 @@ impl Listener {
         Ok(Self { socket, path })
     }
 
-    pub(super) fn into_parts(self) -> io::Result<(UnixListener, Bound)> {
-        tracing::info!(socket = %self.path.path.display(), "serving MCP");
+    pub(super) fn into_parts(self, protocol: &str) -> io::Result<(UnixListener, Bound)> {
+        tracing::info!(socket = %self.path.path.display(), "serving {protocol}");
         let listener = UnixListener::from_std(StdListener::from(self.socket))?;
         Ok((listener, self.path))
     }

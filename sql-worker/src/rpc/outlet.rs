@@ -1,0 +1,168 @@
+//! From a statement to an answer in parts.
+//!
+//! The statement runs in a task of its own, so that its time is over also while nobody reads.
+//! One part waits between the two: beyond that, and the buffer of the connection, what the
+//! client does not take is not read from the database. How it ended comes by a way of its own,
+//! so that a statement is done with its session whether or not its last part was taken.
+
+use std::fmt;
+
+use credbroker_proto::v1::execute_query_response::Part;
+use credbroker_proto::v1::{ExecuteQueryResponse, SqlColumn, SqlColumns, SqlCsv, SqlDone, SqlRows};
+use futures_util::stream::{self, BoxStream};
+use tokio::sync::{mpsc, oneshot};
+use tonic::Status;
+
+use super::{status, value};
+use crate::error::{Code, Failure};
+use crate::sql::{Batch, Body, Column, Sink, Summary};
+
+/// An answer in parts.
+pub(super) type Parts = BoxStream<'static, Result<ExecuteQueryResponse, Status>>;
+
+/// Where a statement puts its rows.
+#[derive(Debug)]
+pub(super) struct Outlet(mpsc::Sender<Part>);
+
+/// Tells how the statement ended.
+pub(super) struct Ending(oneshot::Sender<Result<Summary, Failure>>);
+
+/// Both, and what the client gets.
+pub(super) fn channel() -> (Outlet, Ending, Parts) {
+    let (outlet, parts) = mpsc::channel(1);
+    let (ending, ended) = oneshot::channel();
+    let parts = stream::unfold((parts, Some(ended)), async |(mut parts, ended)| {
+        if let Some(part) = parts.recv().await {
+            return Some((Ok(response(part)), (parts, ended)));
+        }
+        let lost = |_gone| Err(Failure::new(Code::Internal, "the worker failed at this call"));
+        let outcome = ended?.await.unwrap_or_else(lost);
+        let last = outcome.map(|summary| response(Part::Done(done(&summary))));
+        Some((last.map_err(|failure| status::refused(&failure)), (parts, None)))
+    });
+    (Outlet(outlet), Ending(ending), Box::pin(parts))
+}
+
+impl Outlet {
+    /// A second way into the same, which does not keep the client from seeing its end.
+    pub(super) fn watch(&self) -> Watch {
+        Watch(self.0.clone())
+    }
+
+    async fn put(&self, part: Part) -> Result<(), Failure> {
+        self.0.send(part).await.map_err(|_gone| Failure::cancelled())
+    }
+}
+
+/// Sees when nobody is left to take anything.
+#[derive(Debug)]
+pub(super) struct Watch(mpsc::Sender<Part>);
+
+impl Watch {
+    pub(super) async fn gone(&self) {
+        self.0.closed().await;
+    }
+}
+
+impl Ending {
+    pub(super) fn tell(self, outcome: Result<Summary, Failure>) {
+        // Nobody may be left.
+        let _ = self.0.send(outcome);
+    }
+}
+
+impl fmt::Debug for Ending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Ending")
+    }
+}
+
+impl Sink for Outlet {
+    async fn columns(&mut self, columns: &[Column]) -> Result<(), Failure> {
+        let columns = columns.iter().map(|column| SqlColumn {
+            name: column.name.clone(),
+            r#type: column.type_name.clone(),
+            masked: column.masked,
+        });
+        self.put(Part::Columns(SqlColumns { columns: columns.collect() })).await
+    }
+
+    async fn batch(&mut self, batch: Batch) -> Result<(), Failure> {
+        let rows = count(batch.rows);
+        self.put(match batch.body {
+            Body::Rows(list) => {
+                Part::Rows(SqlRows { rows: list.into_iter().map(value::row).collect() })
+            }
+            Body::Csv(text) => Part::Csv(SqlCsv { text, rows }),
+        })
+        .await
+    }
+}
+
+fn response(part: Part) -> ExecuteQueryResponse {
+    ExecuteQueryResponse { part: Some(part) }
+}
+
+fn done(summary: &Summary) -> SqlDone {
+    SqlDone {
+        row_count: count(summary.row_count),
+        affected_rows: summary.affected_rows,
+        truncated: summary.cut.is_some(),
+        truncated_reason: summary.cut.map(|cut| cut.as_str().to_owned()).unwrap_or_default(),
+        elapsed: prost_types::Duration::try_from(summary.elapsed).ok(),
+    }
+}
+
+fn count(count: usize) -> u64 {
+    u64::try_from(count).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use futures_util::StreamExt as _;
+
+    use super::*;
+
+    fn part(answer: Option<Result<ExecuteQueryResponse, Status>>) -> Part {
+        answer.unwrap().unwrap().part.unwrap()
+    }
+
+    #[tokio::test]
+    async fn an_answer_ends_with_done_or_with_an_error() {
+        let summary = Summary {
+            row_count: 0,
+            affected_rows: Some(3),
+            cut: None,
+            elapsed: Duration::from_millis(5),
+        };
+        let (mut outlet, ending, mut parts) = channel();
+        outlet.columns(&[]).await.unwrap();
+        drop(outlet);
+        ending.tell(Ok(summary));
+        assert_eq!(part(parts.next().await), Part::Columns(SqlColumns::default()));
+        let Part::Done(done) = part(parts.next().await) else { panic!("done is last") };
+        assert_eq!((done.affected_rows, done.truncated), (Some(3), false));
+        assert!(parts.next().await.is_none());
+
+        let (outlet, ending, mut parts) = channel();
+        drop((outlet, ending));
+        let lost = parts.next().await.unwrap().unwrap_err();
+        assert_eq!(lost.code(), tonic::Code::Internal);
+        assert!(parts.next().await.is_none());
+    }
+
+    #[tokio::test]
+    async fn what_is_not_taken_is_waited_for_and_a_reader_that_left_is_seen() {
+        let (mut outlet, _ending, parts) = channel();
+        let watch = outlet.watch();
+        outlet.columns(&[]).await.unwrap();
+        let more = Batch { body: Body::Csv("a\r\n".into()), rows: 0 };
+        let mut waiting = Box::pin(outlet.batch(more));
+        assert!(futures_util::poll!(&mut waiting).is_pending());
+        drop(parts);
+        watch.gone().await;
+        assert_eq!(waiting.await.unwrap_err().code(), Code::Cancelled);
+    }
+}
