@@ -41,7 +41,7 @@ use super::lines::{refusal, too_long};
 use super::{EXHAUSTED_PAUSE, MAX_MESSAGE, is_exhausted};
 use crate::app::App;
 use crate::config::Config;
-use crate::mcp::{DRAIN, Server};
+use crate::mcp::{DRAIN, Handler};
 
 /// The one path that is served.
 const PATH: &str = "/mcp";
@@ -54,7 +54,7 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
 type Answer = Response<BoxBody<Bytes, Infallible>>;
-type Service = StreamableHttpService<Server, Sessions>;
+type Service = StreamableHttpService<Handler, Sessions>;
 
 /// A loopback address that listens and is not served yet.
 #[derive(Debug)]
@@ -128,7 +128,7 @@ impl Listener {
             let (app, stop) = (Arc::clone(&app), stop.clone());
             let sessions = Sessions::new(self.session_idle, tasks.clone());
             let service =
-                move || Ok(Server::new(Arc::clone(&app), principal.clone(), stop.child_token()));
+                move || Ok(Handler::new(Arc::clone(&app), principal.clone(), stop.child_token()));
             let protocol = protocol(streams.clone());
             (Service::new(service, Arc::new(sessions), protocol), Turns::default())
         });
