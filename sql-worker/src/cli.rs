@@ -147,6 +147,12 @@ pub fn main() -> ExitCode {
         Err(error) => return fail(CONFIGURATION, &error),
     };
     start_logging(config.log_level);
+    if cfg!(feature = "conformance-fixtures") {
+        tracing::error!(
+            conformance_fixtures = true,
+            "THIS IS A TEST BUILD: it offers tools that nobody should use"
+        );
+    }
     if config.inline_secrets == InlineSecrets::Allowed {
         tracing::warn!(inline_secrets = "allowed", "passwords may pass through the model");
     }

@@ -14,6 +14,9 @@ mod disconnect;
 mod execute_query;
 mod execute_sql;
 mod explain_query;
+#[cfg(feature = "conformance-fixtures")]
+#[expect(deprecated, reason = "logging, sampling and roots are still of the protocol")]
+mod fixtures;
 mod list_connections;
 mod params;
 mod place;
@@ -77,7 +80,7 @@ pub async fn serve<R, W>(
 {
     let ended = stop.child_token();
     let (lines, writing) = Lines::new(input, output, ended.clone(), patience);
-    let server = Server::new(app, caller, ended.clone());
+    let server = Handler::new(app, caller, ended.clone());
     // rmcp watches `stop` itself. It is not told of the end of input, so that it answers what
     // it has already read.
     let speaking = async {
@@ -123,6 +126,11 @@ fn tools(set: ToolSet, may_write: bool) -> Vec<Entry> {
     }
     tools
 }
+
+#[cfg(not(feature = "conformance-fixtures"))]
+type Handler = Server;
+#[cfg(feature = "conformance-fixtures")]
+type Handler = fixtures::WithFixtures;
 
 struct Server {
     app: Arc<App>,

@@ -1,6 +1,7 @@
 //! A stage for foreign programs: a private PostgreSQL, a database, and a broker with three
 //! connections to it. Prints where all of it is, as lines for a shell, and keeps it until standard
-//! input ends. Started by `tests/clients.sh` and `tests/entry-page.sh`.
+//! input ends. Started by `tests/clients.sh`, `tests/mcp-clients.sh` and
+//! `tests/entry-page.sh`.
 #![allow(clippy::print_stdout, reason = "what it prints is what it is started for")]
 
 use std::io::{self, Read as _};
@@ -41,6 +42,9 @@ fn setup(database: &Database) -> Setup {
             Grant::to(&client, &["issue", "open"], &["main_db", "stored_db"])
                 .with("name", "client"),
         )
+        .grant(
+            Grant::to(&Identity::worker(), &["issue", "open"], &["main_db"]).with("name", "worker"),
+        )
         .grant(Grant::to(&client, &["ambient"], &["ambient_db"]).with("name", "ambient"))
 }
 
@@ -63,7 +67,9 @@ fn print(database: &Database, broker: &Broker) {
         ("STAGE_PROGRAMS", postgres::programs().display().to_string()),
         ("STAGE_DOOR", broker.runtime_dir().join("postgres").display().to_string()),
         ("STAGE_CREDBROKER", binaries::credbroker().display().to_string()),
+        ("STAGE_SQL_WORKER", binaries::sql_worker().display().to_string()),
         ("STAGE_CLIENT_UID", client.uid().to_string()),
+        ("STAGE_WORKER_UID", Identity::worker().uid().to_string()),
         ("STAGE_SOCKET_GROUP", credbroker_e2e::identity::SOCKET_GROUP.to_string()),
         ("STAGE_SERVER_UID", Identity::broker().uid().to_string()),
         (RUNTIME_DIR_ENV, broker.runtime_dir().display().to_string()),

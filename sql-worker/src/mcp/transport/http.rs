@@ -41,7 +41,7 @@ use super::MAX_MESSAGE;
 use super::lines::{refusal, too_long};
 use crate::app::App;
 use crate::config::Config;
-use crate::mcp::{DRAIN, Server};
+use crate::mcp::{DRAIN, Handler};
 use crate::socket::{EXHAUSTED_PAUSE, is_exhausted};
 
 /// The one path that is served.
@@ -55,7 +55,7 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
 type Answer = Response<BoxBody<Bytes, Infallible>>;
-type Service = StreamableHttpService<Server, Sessions>;
+type Service = StreamableHttpService<Handler, Sessions>;
 
 /// A loopback address that listens and is not served yet.
 #[derive(Debug)]
@@ -129,7 +129,7 @@ impl Listener {
             let (app, stop) = (Arc::clone(&app), stop.clone());
             let sessions = Sessions::new(self.session_idle, tasks.clone());
             let service =
-                move || Ok(Server::new(Arc::clone(&app), principal.clone(), stop.child_token()));
+                move || Ok(Handler::new(Arc::clone(&app), principal.clone(), stop.child_token()));
             let protocol = protocol(streams.clone());
             (Service::new(service, Arc::new(sessions), protocol), Turns::default())
         });
