@@ -33,7 +33,7 @@ pub struct Config {
     pub calls_per_second: u32,
     /// Who may use `--http`, and where the bearer token of each is.
     pub bearers: BTreeMap<Name, PathBuf>,
-    /// The group that may connect to the socket of `--unix`, by name or number.
+    /// The group that may connect to the Unix socket that is served, by name or number.
     pub socket_group: Option<String>,
     /// What is logged.
     pub log_level: tracing::Level,
