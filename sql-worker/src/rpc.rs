@@ -76,11 +76,12 @@ pub async fn serve(listener: Listener, app: Arc<App>, stop: CancellationToken) -
     let reflection = reflection().map_err(io::Error::other)?;
     let tasks = TaskTracker::new();
     let serve = |stream, caller: Principal| {
-        let service = Service::new(Arc::clone(&app), caller, stop.clone(), tasks.clone());
+        let (app, lost) = (Arc::clone(&app), stop.child_token());
+        let service = Service::new(app, caller, stop.clone(), lost.clone(), tasks.clone());
         let routes =
             Routes::new(SqlServiceServer::new(service).max_decoding_message_size(MAX_MESSAGE));
         let routes = routes.add_service(health_service.clone()).add_service(reflection.clone());
-        connection(stream, routes, stop.clone())
+        connection(stream, routes, stop.clone(), lost)
     };
     let served = listener.serve_each("gRPC", &stop, serve).await;
     tasks.close();
@@ -88,8 +89,15 @@ pub async fn serve(listener: Listener, app: Arc<App>, stop: CancellationToken) -
     served
 }
 
-/// One connection, from its preface to its end.
-async fn connection(mut stream: UnixStream, routes: Routes, stop: CancellationToken) {
+/// One connection, from its preface to its end. When `lost` alone fires, that is at once.
+async fn connection(
+    mut stream: UnixStream,
+    routes: Routes,
+    stop: CancellationToken,
+    lost: CancellationToken,
+) {
+    // Whatever waits for this client waits no longer than it is there.
+    let _gone = lost.clone().drop_guard();
     let mut preface = [0; PREFACE.len()];
     let read = stop.run_until_cancelled(timeout(PREFACE_WITHIN, stream.read_exact(&mut preface)));
     if !matches!(read.await, Some(Ok(Ok(_)))) || preface != *PREFACE {
@@ -108,11 +116,13 @@ async fn connection(mut stream: UnixStream, routes: Routes, stop: CancellationTo
     let serving = server.serve_connection(TokioIo::new(stream), TowerToHyperService::new(routes));
     tokio::pin!(serving);
     let ended = tokio::select! {
+        biased;
         ended = serving.as_mut() => ended,
         () = stop.cancelled() => {
             serving.as_mut().graceful_shutdown();
             timeout(DRAIN, serving.as_mut()).await.unwrap_or(Ok(()))
         }
+        () = lost.cancelled() => Ok(()),
     };
     if let Err(error) = ended {
         tracing::debug!(%error, "a gRPC connection ended badly");

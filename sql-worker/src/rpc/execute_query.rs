@@ -1,6 +1,9 @@
 //! `ExecuteQuery`: one statement, its rows as they come.
 
+use std::time::Duration;
+
 use credbroker_proto::v1::{ExecuteQueryRequest, SqlFormat};
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::call::Call;
@@ -12,8 +15,17 @@ use crate::broker::Token;
 use crate::error::Failure;
 use crate::sql::{Format, Summary};
 
-/// Starts it. It is stopped when the parts are dropped.
-pub(super) fn start(call: Call, tasks: &TaskTracker, request: ExecuteQueryRequest) -> Parts {
+/// How long a client may leave the rest of an answer unread once its statement has ended: what
+/// is left stays in memory for that long.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Starts it. It is stopped when the parts are dropped. `lost` is fired when nobody takes them.
+pub(super) fn start(
+    call: Call,
+    tasks: &TaskTracker,
+    lost: CancellationToken,
+    request: ExecuteQueryRequest,
+) -> Parts {
     let (outlet, ending, parts) = channel();
     tasks.spawn(async move {
         let watch = outlet.watch();
@@ -23,7 +35,11 @@ pub(super) fn start(call: Call, tasks: &TaskTracker, request: ExecuteQueryReques
             outcome = call.bounded(run(&call.app, &call.caller, request, outlet)) => outcome,
         };
         call.log(&outcome);
-        ending.tell(outcome);
+        // What it holds open is closed, or the client would wait for more.
+        drop(watch);
+        if !ending.tell(outcome, PATIENCE, &lost).await {
+            tracing::warn!(principal = call.caller.subject(), "an answer was left unread");
+        }
     });
     parts
 }

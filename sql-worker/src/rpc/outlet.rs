@@ -6,11 +6,14 @@
 //! so that a statement is done with its session whether or not its last part was taken.
 
 use std::fmt;
+use std::time::Duration;
 
 use credbroker_proto::v1::execute_query_response::Part;
 use credbroker_proto::v1::{ExecuteQueryResponse, SqlColumn, SqlColumns, SqlCsv, SqlDone, SqlRows};
 use futures_util::stream::{self, BoxStream};
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 use super::{status, value};
@@ -25,22 +28,27 @@ pub(super) type Parts = BoxStream<'static, Result<ExecuteQueryResponse, Status>>
 pub(super) struct Outlet(mpsc::Sender<Part>);
 
 /// Tells how the statement ended.
-pub(super) struct Ending(oneshot::Sender<Result<Summary, Failure>>);
+pub(super) struct Ending {
+    outcome: oneshot::Sender<Result<Summary, Failure>>,
+    taken: CancellationToken,
+}
 
 /// Both, and what the client gets.
 pub(super) fn channel() -> (Outlet, Ending, Parts) {
     let (outlet, parts) = mpsc::channel(1);
-    let (ending, ended) = oneshot::channel();
-    let parts = stream::unfold((parts, Some(ended)), async |(mut parts, ended)| {
+    let (outcome, ended) = oneshot::channel();
+    let taken = CancellationToken::new();
+    let start = (parts, Some(ended), taken.clone().drop_guard());
+    let parts = stream::unfold(start, async |(mut parts, ended, guard)| {
         if let Some(part) = parts.recv().await {
-            return Some((Ok(response(part)), (parts, ended)));
+            return Some((Ok(response(part)), (parts, ended, guard)));
         }
         let lost = |_gone| Err(Failure::new(Code::Internal, "the worker failed at this call"));
         let outcome = ended?.await.unwrap_or_else(lost);
         let last = outcome.map(|summary| response(Part::Done(done(&summary))));
-        Some((last.map_err(|failure| status::refused(&failure)), (parts, None)))
+        Some((last.map_err(|failure| status::refused(&failure)), (parts, None, guard)))
     });
-    (Outlet(outlet), Ending(ending), Box::pin(parts))
+    (Outlet(outlet), Ending { outcome, taken }, Box::pin(parts))
 }
 
 impl Outlet {
@@ -65,9 +73,22 @@ impl Watch {
 }
 
 impl Ending {
-    pub(super) fn tell(self, outcome: Result<Summary, Failure>) {
+    /// Waits until the client has taken everything or is gone. One that does not in time is
+    /// lost; gives whether it was not.
+    pub(super) async fn tell(
+        self,
+        outcome: Result<Summary, Failure>,
+        patience: Duration,
+        lost: &CancellationToken,
+    ) -> bool {
         // Nobody may be left.
-        let _ = self.0.send(outcome);
+        let _ = self.outcome.send(outcome);
+        let taken = timeout(patience, self.taken.cancelled());
+        let in_time = lost.run_until_cancelled(taken).await.is_none_or(|taken| taken.is_ok());
+        if !in_time {
+            lost.cancel();
+        }
+        in_time
     }
 }
 
@@ -119,8 +140,6 @@ fn count(count: usize) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use futures_util::StreamExt as _;
 
     use super::*;
@@ -140,17 +159,32 @@ mod tests {
         let (mut outlet, ending, mut parts) = channel();
         outlet.columns(&[]).await.unwrap();
         drop(outlet);
-        ending.tell(Ok(summary));
+        let lost = CancellationToken::new();
+        let told = tokio_util::task::TaskTracker::new().spawn({
+            let lost = lost.clone();
+            async move { ending.tell(Ok(summary), Duration::from_secs(60), &lost).await }
+        });
         assert_eq!(part(parts.next().await), Part::Columns(SqlColumns::default()));
         let Part::Done(done) = part(parts.next().await) else { panic!("done is last") };
         assert_eq!((done.affected_rows, done.truncated), (Some(3), false));
         assert!(parts.next().await.is_none());
+        assert!(told.await.unwrap() && !lost.is_cancelled());
 
         let (outlet, ending, mut parts) = channel();
         drop((outlet, ending));
         let lost = parts.next().await.unwrap().unwrap_err();
         assert_eq!(lost.code(), tonic::Code::Internal);
         assert!(parts.next().await.is_none());
+    }
+
+    #[tokio::test]
+    async fn a_client_that_leaves_an_answer_unread_is_lost() {
+        let (outlet, ending, _parts) = channel();
+        drop(outlet);
+        let lost = CancellationToken::new();
+        let patience = Duration::from_millis(10);
+        assert!(!ending.tell(Err(Failure::cancelled()), patience, &lost).await);
+        assert!(lost.is_cancelled());
     }
 
     #[tokio::test]

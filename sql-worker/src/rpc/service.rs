@@ -28,18 +28,21 @@ pub(super) struct Service {
     app: Arc<App>,
     caller: Principal,
     stop: CancellationToken,
+    lost: CancellationToken,
     tasks: TaskTracker,
 }
 
 impl Service {
-    /// `stop` ends its calls; statements run in `tasks`.
+    /// `stop` ends its calls; `lost` is for it to fire, and ends the connection; statements run
+    /// in `tasks`.
     pub(super) fn new(
         app: Arc<App>,
         caller: Principal,
         stop: CancellationToken,
+        lost: CancellationToken,
         tasks: TaskTracker,
     ) -> Self {
-        Self { app, caller, stop, tasks }
+        Self { app, caller, stop, lost, tasks }
     }
 
     fn begin<T>(&self, verb: &'static str, request: Request<T>) -> (Call, T) {
@@ -57,7 +60,7 @@ impl SqlService for Service {
 
     async fn execute_query(&self, request: Request<ExecuteQueryRequest>) -> Answer<Parts> {
         let (call, request) = self.begin("execute_query", request);
-        Ok(Response::new(execute_query::start(call, &self.tasks, request)))
+        Ok(Response::new(execute_query::start(call, &self.tasks, self.lost.clone(), request)))
     }
 
     async fn list_sql_connections(
