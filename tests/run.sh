@@ -44,6 +44,8 @@ step() {
 
 step "format" cargo fmt --all --check
 step "lints" cargo clippy --workspace --all-targets --locked --quiet -- -D warnings
+step "lints of the test build" cargo clippy -p credbroker-sql-worker --features conformance-fixtures \
+    --all-targets --locked --quiet -- -D warnings
 step "build" cargo build --workspace --all-targets --locked --quiet
 if cargo nextest --version >/dev/null 2>&1; then
     step "unit and end-to-end tests" cargo nextest run --workspace --locked --no-fail-fast \
@@ -59,6 +61,11 @@ FUZZ_SECONDS=${FUZZ_SECONDS:-5} step "fuzz, briefly" tests/fuzz/run
 # Those that come from Debian and crates.io; the rest of clients.sh needs other registries.
 step "foreign programs" env -u CREDBROKER_E2E_DIR -u CREDBROKER_E2E_BIN_DIR \
     tests/clients.sh --quick psql pgbench pg_dump tokio-postgres sqlx
+# Those that tests/mcp-clients.sh has installed once: PyPI and npm are not asked.
+if [[ $(id -u) == 0 ]]; then
+    step "MCP clients" env -u CREDBROKER_E2E_DIR -u CREDBROKER_E2E_BIN_DIR \
+        tests/mcp-clients.sh --quick --installed
+fi
 # Where there is a browser already: it is large.
 if command -v chromium >/dev/null && command -v node >/dev/null && [[ $(id -u) == 0 ]]; then
     step "page in a browser" env -u CREDBROKER_E2E_DIR -u CREDBROKER_E2E_BIN_DIR tests/entry-page.sh
@@ -68,7 +75,7 @@ if cargo deny --version >/dev/null 2>&1; then
     step "dependencies" cargo deny --log-level error check bans licenses sources
 fi
 if command -v shellcheck >/dev/null; then
-    step "scripts" shellcheck -x tests/run.sh tests/needs.sh tests/clients.sh tests/clients/*.sh tests/entry-page.sh tests/bench.sh deploy/demo.sh .ci/run tests/fuzz/{run,build,instrument}
+    step "scripts" shellcheck -x tests/run.sh tests/needs.sh tests/foreign.sh tests/clients.sh tests/mcp-clients.sh tests/clients/*.sh tests/entry-page.sh tests/bench.sh deploy/demo.sh .ci/run tests/fuzz/{run,build,instrument}
 fi
 
 printf '\nall checks passed in %ss\n' "$((SECONDS - started))"
