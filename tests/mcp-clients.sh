@@ -125,7 +125,7 @@ serve() {
     as "$STAGE_WORKER_UID" "$program" mcp "$@" --config "$home/worker.toml" --runtime-dir "$CREDBROKER_RUNTIME_DIR" \
         2>"$work/worker.$name.err" &
     workers[$name]=$!
-    until grep -q 'serving MCP' "$work/worker.$name.err"; do
+    until grep -qs 'serving MCP' "$work/worker.$name.err"; do
         kill -0 "${workers[$name]}" 2>/dev/null || { cat "$work/worker.$name.err" >&2 && exit 70; }
         sleep 0.1
     done
