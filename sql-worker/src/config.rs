@@ -212,6 +212,39 @@ mod tests {
         assert_eq!(bearers, [("alice", &PathBuf::from("/etc/alice"))]);
     }
 
+    /// Every key of `deploy/worker.toml` is known, and every known key is in it.
+    #[test]
+    fn the_example_has_every_key() {
+        let text = include_str!("../../deploy/worker.toml");
+        let config = Config::parse(text).unwrap();
+        assert_eq!(config.limits, Config::default().limits);
+        assert_eq!(config.connection("reports").policy.access, Access::ReadWrite);
+        let read: toml::Table = text.parse().unwrap();
+        let tables = [
+            "",
+            "limits",
+            "unix",
+            "http",
+            "log",
+            "defaults",
+            "connections.main_db",
+            "connections.main_db.limits",
+        ];
+        for table in tables {
+            let header = if table.is_empty() { String::new() } else { format!("[{table}]\n") };
+            // The refusal of an unknown key names those that are known.
+            let refusal = Config::parse(&format!("{header}nobody = 1\n")).unwrap_err();
+            let (_, known) = refusal.split_once("expected").unwrap();
+            let mut known: Vec<&str> = known.split('`').skip(1).step_by(2).collect();
+            known.sort_unstable();
+            let names = table.split('.').filter(|name| !name.is_empty());
+            let found = names.fold(&read, |table, name| table[name].as_table().unwrap());
+            let mut found: Vec<&str> = found.keys().map(String::as_str).collect();
+            found.sort_unstable();
+            assert_eq!(found, known, "[{table}]");
+        }
+    }
+
     #[test]
     fn a_connection_is_read_only_unless_it_is_said_otherwise() {
         let config = Config::parse(
