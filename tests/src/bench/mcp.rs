@@ -5,9 +5,11 @@ mod direct;
 
 use std::collections::HashMap;
 use std::fs::{self, File};
-use std::process::Stdio;
+use std::os::fd::OwnedFd;
+use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::pipe::PipeFlags;
 use serde_json::{Value, json};
 
 use self::client::{Http, Lines};
@@ -28,6 +30,8 @@ const AT_ONCE: [usize; 3] = [1, 8, 64];
 const SQL: &str = "SELECT aid, abalance FROM pgbench_accounts WHERE aid = 4711";
 /// Who is measured is not to be held back.
 const CONFIG: &str = "[limits]\ncalls_per_second = 100000\nconcurrency = 64\n";
+/// Between two calls, for every contender: whoever asks for one row looks at it.
+const PAUSE: Duration = Duration::from_millis(1);
 const GOAL: Goal = Goal::AtMost(250.0);
 
 const DIRECT: &str = "sqlx, direct";
@@ -115,7 +119,8 @@ pub(super) fn measure(outcome: &mut Outcome) {
          a transaction of its own, and so does \"sqlx\", without the transaction; every contender \
          has one session, and the worker's is behind the door. The steps are: begin and take the \
          snapshot, describe, execute, roll back, close the statement, DISCARD ALL; the worker does \
-         the last three behind its answer.",
+         the last three behind its answer. One call is made at a time, and 1 ms after the answer \
+         to the one before; \"at once\" calls follow each other without a pause.",
     );
     outcome.note(
         "The worker's limits are raised for this, to 100 000 calls a second (50 by default) and 64 \
@@ -129,9 +134,10 @@ fn column(mode: &str, what: &str) -> String {
     format!("{mode}, {what}")
 }
 
-/// How long each of some calls takes.
+/// How long each of some calls takes, with a pause before each.
 fn times(call: &mut Call<'_>, count: usize) -> Vec<Duration> {
     let one = |_| {
+        thread::sleep(PAUSE);
         let started = Instant::now();
         call();
         started.elapsed()
@@ -206,13 +212,25 @@ fn stdio(broker: &Broker, name: &str) -> (Process, Lines) {
     fs::write(&file, CONFIG).expect("the worker's configuration");
     let logs = broker.setup().path("logs");
     let log = File::create(logs.join(format!("{name}.err"))).expect("a log file");
-    let mut command = Identity::client().command(binaries::sql_worker());
+    let client = Identity::client();
+    let mut command = client.command(binaries::sql_worker());
     command.args(["mcp", "--stdio", "--config"]).arg(&file);
     command.arg("--runtime-dir").arg(broker.runtime_dir());
     broker.tell(&mut command);
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(log);
-    let mut child = command.spawn().expect("the worker starts");
-    let input = child.stdin.take().expect("stdin is a pipe");
-    let output = child.stdout.take().expect("stdout is a pipe");
-    (Process::adopt(name, child, &logs), Lines::greet(input, output))
+    let (theirs_in, input) = pipe(&client);
+    let (output, theirs_out) = pipe(&client);
+    command.stdin(theirs_in).stdout(theirs_out).stderr(log);
+    let child = command.spawn().expect("the worker starts");
+    // It has the worker's ends of the pipes.
+    drop(command);
+    (Process::adopt(name, child, &logs), Lines::greet(File::from(input), File::from(output)))
+}
+
+/// A pipe of the worker's own user, as when a program of the same user starts it: of anybody
+/// else's the worker does not get a description of its own, and must block in it.
+fn pipe(owner: &Identity) -> (OwnedFd, OwnedFd) {
+    let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).expect("a pipe");
+    let uid = rustix::fs::Uid::from_raw(owner.uid());
+    rustix::fs::fchown(&reader, Some(uid), None).expect("the pipe is given");
+    (reader, writer)
 }
