@@ -156,7 +156,9 @@ pub fn main() -> ExitCode {
     if config.inline_secrets == InlineSecrets::Allowed {
         tracing::warn!(inline_secrets = "allowed", "passwords may pass through the model");
     }
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    // One thread: a call waits for the client, the broker and the database in turn, and between
+    // threads each of these would be a wake-up more.
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return fail(SOFTWARE, &error),
     };

@@ -63,7 +63,7 @@ async fn run(app: &App, caller: &Principal, entry: &Entry, arguments: JsonObject
     app.admit(caller)?;
     // What a call leaves behind when it unwinds is dropped with it: a session in the middle of
     // something is not given back to its pool.
-    AssertUnwindSafe((entry.call)(app, caller, arguments)).catch_unwind().await.unwrap_or_else(
+    AssertUnwindSafe(entry.run(app, caller, arguments)).catch_unwind().await.unwrap_or_else(
         |_logged_by_the_hook| Err(Failure::new(Code::Internal, "the worker failed at this call")),
     )
 }
@@ -80,7 +80,7 @@ mod tests {
     #[tokio::test]
     async fn a_panic_in_a_tool_is_an_answer() {
         let mut entry = entry::<crate::mcp::list_connections::ListConnections>(false);
-        entry.call = |_, _, _| Box::pin(async { panic!("in a tool") });
+        entry.call = |_, _, _, _| Box::pin(async { panic!("in a tool") });
         let app = App::new(Arc::new(Remote::new(None)), Config::default());
         let failed = run(&app, &Principal::stdio(), &entry, JsonObject::new()).await.unwrap_err();
         assert_eq!(failed.code(), Code::Internal);

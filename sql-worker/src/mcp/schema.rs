@@ -30,13 +30,16 @@ pub(super) fn output<T: JsonSchema>() -> JsonObject {
     schema
 }
 
-/// Arguments as `T`.
+/// Arguments as `T`, which has this `schema`.
 ///
 /// # Errors
 /// `INVALID_REQUEST`, which says what does not fit the schema. The deserialiser's own text is
 /// not used: it repeats the value, and that may be a password in the wrong place.
-pub(super) fn read<T: DeserializeOwned + JsonSchema>(arguments: JsonObject) -> Result<T, Failure> {
-    let fault = fault(&input::<T>(), &arguments);
+pub(super) fn read<T: DeserializeOwned>(
+    schema: &JsonObject,
+    arguments: JsonObject,
+) -> Result<T, Failure> {
+    let fault = fault(schema, &arguments);
     serde_json::from_value(Value::Object(arguments)).map_err(|_repeats_the_value| {
         Failure::invalid(fault.unwrap_or_else(|| "the arguments do not fit the schema".to_owned()))
     })
@@ -209,7 +212,7 @@ mod tests {
         ];
         for (arguments, message) in cases {
             let Value::Object(arguments) = arguments else { unreachable!() };
-            let failure = read::<Arguments>(arguments).unwrap_err();
+            let failure = read::<Arguments>(&input::<Arguments>(), arguments).unwrap_err();
             assert_eq!(failure.to_json()["error"]["message"], message);
         }
     }

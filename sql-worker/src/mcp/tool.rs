@@ -53,7 +53,19 @@ pub(super) struct Entry {
     pub(super) call: Call,
 }
 
-type Call = for<'a> fn(&'a App, &'a Principal, JsonObject) -> BoxFuture<'a, Outcome>;
+impl Entry {
+    /// Runs the tool; what does not fit its schema is refused.
+    pub(super) fn run<'a>(
+        &'a self,
+        app: &'a App,
+        caller: &'a Principal,
+        arguments: JsonObject,
+    ) -> BoxFuture<'a, Outcome> {
+        (self.call)(self, app, caller, arguments)
+    }
+}
+
+type Call = for<'a> fn(&'a Entry, &'a App, &'a Principal, JsonObject) -> BoxFuture<'a, Outcome>;
 
 /// What a call gave.
 pub(super) type Outcome = Result<Success, Failure>;
@@ -77,12 +89,13 @@ pub(super) fn entry<T: Tool>(may_write: bool) -> Entry {
 }
 
 fn call<'a, T: Tool>(
+    entry: &'a Entry,
     app: &'a App,
     caller: &'a Principal,
     arguments: JsonObject,
 ) -> BoxFuture<'a, Outcome> {
     Box::pin(async move {
-        let arguments = schema::read::<T::Arguments>(arguments)?;
+        let arguments = schema::read::<T::Arguments>(&entry.definition.input_schema, arguments)?;
         let output = T::run(app, caller, arguments).await?;
         let holds_data = T::holds_data(&output);
         let value = serde_json::to_value(output)
@@ -93,7 +106,8 @@ fn call<'a, T: Tool>(
 
 impl Hints {
     /// Without a second copy of the title, without what means nothing for a tool that changes
-    /// nothing, and without `idempotentHint` where it has its default, false: every byte is read by every model in every conversation.
+    /// nothing, and without `idempotentHint` where it has its default, false: every byte is read
+    /// by every model in every conversation.
     fn annotations(self, may_write: bool) -> ToolAnnotations {
         let hints = ToolAnnotations::new().open_world(false);
         match self {
