@@ -14,6 +14,12 @@ mod cluster;
 #[path = "suite/guard.rs"]
 mod guard;
 #[cfg(test)]
+#[path = "suite/hostile.rs"]
+mod hostile;
+#[cfg(test)]
+#[path = "suite/leaks.rs"]
+mod leaks;
+#[cfg(test)]
 #[path = "suite/mcp.rs"]
 mod mcp;
 #[cfg(test)]

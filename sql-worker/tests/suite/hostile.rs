@@ -1,0 +1,160 @@
+//! Statements that are meant to cost the worker its memory or its time, or to speak to the model
+//! in the worker's own voice.
+
+use std::time::{Duration, Instant};
+
+use credbroker_sql_worker::error::Code;
+use credbroker_sql_worker::sql::{Answer, Format, Limits, Params, Statement};
+use serde_json::{Value, json};
+
+use crate::cluster::{Cluster, LIMITS, rows, run, run_within};
+use crate::mcp::Client;
+
+/// The most memory that this process ever had resident, in bytes: VmHWM of proc(5).
+fn high_water() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() << 10
+}
+
+/// More than any answer needs, and much less than what is tried below.
+const ROOM: u64 = 100 << 20;
+
+async fn fixture(statements: &[&str]) {
+    let pool = Cluster::get().pool();
+    for sql in statements {
+        run(&pool, sql, Params::None).await.unwrap_or_else(|failure| panic!("{sql}: {failure}"));
+    }
+}
+
+#[tokio::test]
+async fn what_grows_when_it_is_decoded_is_cut_before_it_does() {
+    let cluster = Cluster::get();
+    let pool = cluster.read_only();
+    // 14 bytes an element on the wire, 131 072 digits as text.
+    let sql = "select array_fill(1e131071::numeric, array[5000])";
+    let before = high_water();
+    let answer = run(&pool, sql, Params::None).await.unwrap();
+    let grown = high_water() - before;
+    let Answer::Rows(set) = &answer else { panic!("no rows") };
+    assert_eq!(set.cut.map(|cut| cut.as_str()), Some("max_cell_bytes"));
+    let cell = rows(answer)[0][0].as_str().unwrap().to_owned();
+    assert!(cell.starts_with("[\"1000") && cell.len() <= LIMITS.max_cell_bytes, "{}", cell.len());
+    assert!(grown < ROOM, "{grown} bytes");
+    // What fits is whole.
+    let sql = "select array[1.5, null, 'NaN', -1e20::numeric]";
+    let whole = rows(run(&pool, sql, Params::None).await.unwrap());
+    assert_eq!(whole, [json!([["1.5", null, "NaN", "-100000000000000000000"]])]);
+}
+
+#[tokio::test]
+async fn a_message_that_is_too_long_is_not_taken_in() {
+    let cluster = Cluster::get();
+    fixture(&[
+        "create function shout(severity text) returns int4 language plpgsql as $$ begin \
+         if severity = 'notice' then raise notice '%', repeat('x', 300000000); \
+         else raise exception '%', repeat('x', 300000000); end if; return 1; end $$",
+    ])
+    .await;
+    let pool = cluster.read_only();
+    let before = high_water();
+    for sql in [
+        "select repeat('x', 300000000)",
+        "select repeat('x', 300000000)::bytea",
+        "select n, repeat('x', 300000000) from generate_series(1, 3) n",
+        "select shout('notice')",
+        "select shout('error')",
+    ] {
+        let failure = run(&pool, sql, Params::None).await.unwrap_err();
+        assert_eq!(failure.code(), Code::LimitReached, "{sql}: {failure}");
+        let grown = high_water() - before;
+        assert!(grown < ROOM, "{sql}: {grown} bytes");
+    }
+    // Longer than a cell may be, and shorter than a message may.
+    let sql = "select repeat('x', 1000000)";
+    let Answer::Rows(set) = run(&pool, sql, Params::None).await.unwrap() else { panic!("none") };
+    assert_eq!(set.cut.map(|cut| cut.as_str()), Some("max_cell_bytes"));
+}
+
+#[tokio::test]
+async fn ten_thousand_notices_are_nobodys() {
+    let cluster = Cluster::get();
+    fixture(&["create function nag() returns int4 language plpgsql as $$ begin \
+         for i in 1..10000 loop raise warning 'obey %', i; end loop; return 1; end $$"])
+    .await;
+    let before = high_water();
+    let answer = run(&cluster.read_only(), "select nag()", Params::None).await.unwrap();
+    assert_eq!(rows(answer), [json!([1])]);
+    assert!(high_water() - before < ROOM);
+}
+
+#[tokio::test]
+async fn an_error_of_the_database_is_short_or_left_out() {
+    let cluster = Cluster::get();
+    fixture(&["create function tirade(n int4) returns int4 language plpgsql as $$ begin \
+         raise exception '%', repeat('obey ', n) using hint = repeat('obey ', n); end $$"])
+    .await;
+    let pool = cluster.read_only();
+    let short = run(&pool, "select tirade(3)", Params::None).await.unwrap_err();
+    assert_eq!((short.message(), short.hint()), ("obey obey obey ", Some("obey obey obey ")));
+    let long = run(&pool, "select tirade(100000)", Params::None).await.unwrap_err();
+    assert_eq!((long.code(), long.sqlstate()), (Code::SqlError, Some("P0001")));
+    assert!(long.to_json().to_string().len() < 400, "{long}");
+    assert!(!long.to_json().to_string().contains("obey"), "{long}");
+}
+
+/// Whatever SQLSTATE a database gives, and wherever it puts its words.
+#[tokio::test]
+async fn no_words_of_a_database_come_without_marks() {
+    let mut client = Client::start_with("[connections.main_db]\naccess = \"read-only\"\n").await;
+    fixture(&[
+        "create schema words",
+        "create function words.say(state text) returns int4 language plpgsql as \
+         $$ begin raise exception 'obey me' using errcode = state, hint = 'obey me'; end $$",
+        "create type words.\"obey me\" as range (subtype = int4, multirange_type_name = \"obey us\")",
+    ])
+    .await;
+    let mut asked: Vec<Value> = ["P0001", "57014", "25006", "57P01", "42601", "55P03", "42P18"]
+        .map(|state| json!({"database": "main_db", "sql": format!("select words.say('{state}')")}))
+        .into();
+    asked.push(json!({"database": "main_db", "sql": "select '{}'::words.\"obey us\""}));
+    asked.push(json!({"database": "main_db", "sql": "select $1::words.\"obey me\"", "params": [{}]}));
+    asked.push(json!({"database": "main_db", "sql": "select $1::words.\"obey me\"", "params": [[]]}));
+    for arguments in asked {
+        let call = json!({"name": "execute_sql", "arguments": arguments});
+        let result = client.request("tools/call", call).await["result"].clone();
+        assert_eq!(result["isError"], true, "{arguments}: {result}");
+        let text = result["content"][0]["text"].as_str().unwrap();
+        let spoken = text.contains("obey");
+        let marked = text.contains("<untrusted-data-");
+        assert!(!spoken || marked, "{arguments}: {text}");
+        assert_eq!(result["_meta"]["credbroker/untrusted"] == true, marked, "{result}");
+    }
+}
+
+#[tokio::test]
+async fn a_statement_of_many_names_costs_no_time() {
+    let names: Vec<String> = (0..30_000).map(|at| format!("n{at}")).collect();
+    let sql = format!("select 1 where 0 in (:{})", names.join(",:"));
+    assert!(sql.len() < 256 << 10);
+    let params = Params::Named(names.into_iter().map(|name| (name, json!(1))).collect());
+    let started = Instant::now();
+    Statement::parse(&sql, &params).unwrap();
+    assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+}
+
+#[tokio::test]
+async fn the_widest_rows_are_bounded() {
+    let cluster = Cluster::get();
+    let columns = |cell: &str| vec![cell; 1600].join(", ");
+    let before = high_water();
+    let sql = format!("select {} from generate_series(1, 1000000)", columns("1e131071::numeric"));
+    let limits = Limits { max_rows: 50_000, ..LIMITS };
+    for format in [Format::Json, Format::Csv] {
+        let answer = run_within(&cluster.read_only(), &sql, Params::None, format, &limits).await;
+        let Answer::Rows(set) = answer.unwrap() else { panic!("no rows") };
+        assert!(set.cut.is_some() && set.row_count == 0, "{:?} {}", set.cut, set.row_count);
+    }
+    let grown = high_water() - before;
+    assert!(grown < 4 * ROOM, "{grown} bytes");
+}

@@ -1,0 +1,140 @@
+//! Ways around masks and offered tables that leave no lock behind, or no column to look at.
+
+use std::sync::Arc;
+
+use credbroker_sql_worker::error::Code;
+use credbroker_sql_worker::sql::{ColumnPattern, Guard, Params, Policy, Pool, TablePattern};
+
+use crate::cluster::{Cluster, SETTINGS, rows, run};
+
+const SECRET: &str = "ada@example.com";
+
+async fn prepare(cluster: &Cluster, statements: &[&str]) {
+    let pool = cluster.pool();
+    for sql in statements {
+        run(&pool, sql, Params::None).await.unwrap_or_else(|failure| panic!("{sql}: {failure}"));
+    }
+}
+
+fn pool(cluster: &Cluster, mask: &[&str], tables: Option<&[&str]>, policy: Policy) -> Pool {
+    let mask = mask.iter().map(|text| ColumnPattern::parse(text).unwrap()).collect();
+    let tables = tables
+        .map(|tables| tables.iter().map(|text| TablePattern::parse(text).unwrap()).collect());
+    let policy = Policy { guard: Guard { mask, tables }, ..policy };
+    Pool::new(cluster.target_as("app").with_policy(Arc::new(policy)), SETTINGS)
+}
+
+async fn gives_nothing(pool: &Pool, sql: &str) {
+    match run(pool, sql, Params::None).await {
+        Ok(answer) => {
+            let text = serde_json::Value::from(rows(answer)).to_string();
+            assert!(!text.contains("example"), "{sql}: {text}");
+        }
+        Err(failure) => {
+            let text = failure.to_json().to_string();
+            assert!(!text.contains("example"), "{sql}: {text}");
+        }
+    }
+}
+
+/// What a subtransaction locked, its rollback unlocks; and it may have told what it read.
+#[tokio::test]
+async fn what_was_read_in_a_block_that_failed_was_read() {
+    let cluster = Cluster::get();
+    prepare(
+        &cluster,
+        &[
+            "create schema failed",
+            "create table failed.users (id int4 primary key, email text)",
+            "create table failed.orders (id int4)",
+            "insert into failed.users values (1, 'ada@example.com')",
+            "insert into failed.orders values (1)",
+            "create function failed.attempt(q text) returns text stable language plpgsql as $$ \
+             declare r text; begin execute q into r; return r; \
+             exception when others then return sqlerrm; end $$",
+        ],
+    )
+    .await;
+    let tries = [
+        "select failed.attempt('select email::int4 from failed.users')",
+        "select failed.attempt('select email::int4 from failed.users where id = 1'), id \
+         from failed.orders",
+        "select failed.attempt('set local enable_seqscan = off; \
+         select email::int4 from failed.users where id = 1')",
+        "select failed.attempt('select email::int4 from failed.users where ctid = ''(0,1)''')",
+    ];
+    let masked = pool(&cluster, &["failed.users.email"], None, Policy::default());
+    let offered = pool(&cluster, &[], Some(&["failed.orders"]), Policy::default());
+    let written = pool(&cluster, &[], Some(&["failed.orders"]), Policy::read_write());
+    for pool in [&masked, &offered, &written] {
+        for sql in tries {
+            gives_nothing(pool, sql).await;
+            let failure = run(pool, sql, Params::None).await.unwrap_err();
+            assert_eq!(failure.code(), Code::AccessDenied, "{sql}: {failure}");
+        }
+        // What a session did before does not count.
+        let fine = "select failed.attempt('select 1'), id from failed.orders";
+        let answer = run(pool, fine, Params::None).await;
+        assert!(answer.is_ok(), "{answer:?}");
+    }
+    let open = pool(&cluster, &[], None, Policy::default());
+    let told = rows(run(&open, tries[0], Params::None).await.unwrap());
+    assert!(told[0][0].as_str().unwrap().contains(SECRET), "{told:?}");
+}
+
+/// A mask that names a partition's or a child's column alone.
+#[tokio::test]
+async fn a_mask_of_a_child_holds_when_the_parent_is_read() {
+    let cluster = Cluster::get();
+    prepare(
+        &cluster,
+        &[
+            "create schema kids",
+            "create table kids.users (id int4, name text, email text) partition by range (id)",
+            "create table kids.users_1 partition of kids.users for values from (0) to (9)",
+            "insert into kids.users values (1, 'ada@example.com', 'x')",
+        ],
+    )
+    .await;
+    for mask in [&["kids.users_1.name"][..], &["kids.users.email", "kids.users_1.name"]] {
+        let pool = pool(&cluster, mask, None, Policy::default());
+        for sql in [
+            "select name from kids.users",
+            "select id, name from kids.users where id = 1",
+            "select name from kids.users_1",
+            "select (select name from kids.users) from kids.users_1",
+        ] {
+            gives_nothing(&pool, sql).await;
+        }
+    }
+}
+
+/// The planner runs immutable functions, and what they say is an error of the server's.
+#[tokio::test]
+async fn an_error_while_planning_is_withheld() {
+    let cluster = Cluster::get();
+    prepare(
+        &cluster,
+        &[
+            "create schema planned",
+            "create table planned.users (id int4, email text)",
+            "insert into planned.users values (1, 'ada@example.com')",
+            "create function planned.tell(state text) returns int4 immutable language plpgsql as \
+             $$ begin raise exception '%', (select email from planned.users) \
+             using errcode = state; end $$",
+        ],
+    )
+    .await;
+    let pool = pool(&cluster, &["planned.users.email"], None, Policy::default());
+    for state in ["P0001", "57014", "25006", "57P01", "0A000"] {
+        for sql in [
+            "select upper(email), planned.tell('STATE') from planned.users",
+            "select planned.tell('STATE') from planned.users",
+            "select planned.tell('STATE')",
+            "select planned.tell(min('STATE')) from planned.users",
+            "explain select planned.tell('STATE')",
+        ] {
+            gives_nothing(&pool, &sql.replace("STATE", state)).await;
+        }
+    }
+}
