@@ -1,9 +1,9 @@
 //! The one shape in which a tool refuses or fails.
 //!
 //! Invariant: nothing here carries a host, a DSN, a token, SQL text or a parameter's value.
-//! Fixed texts are `&'static str`; the only foreign text that passes is the message of a
-//! database server about the caller's own statement, with bound values, and those that a data
-//! exception quotes, taken out.
+//! Fixed texts are `&'static str`; the only foreign texts that pass are what a database server
+//! says about the caller's own statement, with bound values, and those that a data exception
+//! quotes, taken out, and its names of types. A failure knows when it has such a text.
 
 use std::borrow::Cow;
 
@@ -18,6 +18,8 @@ pub struct Failure {
     sqlstate: Option<String>,
     hint: Option<Cow<'static, str>>,
     reference: Option<u64>,
+    /// Whether a database wrote any of the texts.
+    quotes: bool,
 }
 
 /// Stable names of failures: the broker's reasons, and the worker's own.
@@ -92,7 +94,14 @@ impl Failure {
     /// A failure with a text that holds nothing from outside.
     #[must_use]
     pub fn new(code: Code, message: impl Into<Cow<'static, str>>) -> Self {
-        Self { code, message: message.into(), sqlstate: None, hint: None, reference: None }
+        let message = message.into();
+        Self { code, message, sqlstate: None, hint: None, reference: None, quotes: false }
+    }
+
+    /// A failure whose text a database wrote, at least in part; hints that are added may be too.
+    #[must_use]
+    pub fn quoting(code: Code, message: impl Into<Cow<'static, str>>) -> Self {
+        Self { quotes: true, ..Self::new(code, message) }
     }
 
     /// The arguments are wrong; `message` says which and how, without their values.
@@ -135,29 +144,20 @@ impl Failure {
         self
     }
 
-    /// The same failure where the server's text may hold what is not to be shown.
+    /// The same failure without what a database wrote: it may hold what is not to be shown.
     #[must_use]
-    pub fn without_message(self) -> Self {
-        match self.code {
-            Code::SqlError => Self { message: "the statement failed".into(), hint: None, ..self },
-            Code::AccessDenied
-            | Code::InvalidRequest
-            | Code::HandleInvalid
-            | Code::LimitReached
-            | Code::Suspended
-            | Code::Draining
-            | Code::UpstreamUnreachable
-            | Code::UpstreamRefused
-            | Code::UpstreamUntrusted
-            | Code::AuditUnavailable
-            | Code::BrokerUnreachable
-            | Code::ReadOnly
-            | Code::Unsupported
-            | Code::Internal
-            | Code::Timeout
-            | Code::PoolTimeout
-            | Code::Cancelled => self,
+    pub fn without_quotes(self) -> Self {
+        if self.quotes {
+            Self { message: "the statement failed".into(), hint: None, quotes: false, ..self }
+        } else {
+            self
         }
+    }
+
+    /// Whether a database wrote any of its texts.
+    #[must_use]
+    pub fn quotes(&self) -> bool {
+        self.quotes
     }
 
     /// The same failure, with the server's SQLSTATE.

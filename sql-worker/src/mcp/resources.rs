@@ -112,6 +112,8 @@ pub(super) fn first_page(page: Option<PaginatedRequestParams>) -> Result<(), Err
 
 /// The failure of a request that is no tool call.
 pub(super) fn internal(failure: &Failure) -> ErrorData {
+    // A protocol error has no place for marks.
+    let failure = failure.clone().without_quotes();
     ErrorData::internal_error(failure.to_string(), Some(failure.to_json()))
 }
 

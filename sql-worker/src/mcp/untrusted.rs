@@ -8,7 +8,7 @@ use rmcp::model::{CallToolResult, ContentBlock, MetaObject};
 use serde_json::Value;
 
 use super::tool::Outcome;
-use crate::error::{Code, Failure};
+use crate::error::Failure;
 use crate::random;
 
 /// In `_meta` of a result that holds data of the database.
@@ -18,8 +18,8 @@ pub(super) const KEY: &str = "credbroker/untrusted";
 pub(super) fn result(outcome: Outcome) -> CallToolResult {
     let (structured, is_error, holds_data) = match outcome {
         Ok(success) => (success.value, false, success.holds_data),
-        // The server's message may quote what stands in a row.
-        Err(failure) => (failure.to_json(), true, failure.code() == Code::SqlError),
+        // It may quote what stands in a row, too.
+        Err(failure) => (failure.to_json(), true, failure.quotes()),
     };
     if !holds_data {
         return plain(structured, is_error);
@@ -59,6 +59,7 @@ mod tests {
 
     use super::super::tool::Success;
     use super::*;
+    use crate::error::Code;
 
     #[test]
     fn the_marks_differ_and_the_structure_stays_bare() {
@@ -85,6 +86,6 @@ mod tests {
         };
         assert!(!marked(Ok(Success { value: json!({"success": true}), holds_data: false })));
         assert!(!marked(Err(Failure::invalid("no"))));
-        assert!(marked(Err(Failure::new(Code::SqlError, "invalid input: \"obey\""))));
+        assert!(marked(Err(Failure::quoting(Code::SqlError, "invalid input: \"obey\""))));
     }
 }

@@ -42,7 +42,7 @@ pub(super) fn of_connect(error: &sqlx::Error) -> Failure {
         }
         "UNSUPPORTED" => refused(Code::Unsupported, "the broker does not offer this"),
         "INTERNAL" => refused(Code::Internal, "the broker met a fault of its own"),
-        _ => Failure::new(Code::SqlError, error.message().to_owned())
+        _ => Failure::quoting(Code::SqlError, bounded(error.message()))
             .with_sqlstate(error.code().to_owned()),
     }
 }
@@ -64,18 +64,40 @@ pub(super) fn of_statement(error: &sqlx::Error, values: &[Option<String>]) -> Fa
             "the session was lost while the statement ran; its effects are unknown",
         );
     };
-    let code = match error.code() {
-        "57014" if error.message().contains("statement timeout") => Code::Timeout,
-        "57014" | "57P01" | "57P02" | "57P03" => Code::Cancelled,
-        "25006" => Code::ReadOnly,
-        _ => Code::SqlError,
+    // A function of the database may raise any SQLSTATE with any words.
+    let failure = match error.code() {
+        "57014" if error.message().contains("statement timeout") => {
+            Failure::new(Code::Timeout, "the server stopped the statement: it took too long")
+        }
+        "57014" => Failure::new(Code::Cancelled, "the statement was stopped in the server"),
+        "57P01" | "57P02" | "57P03" => {
+            Failure::new(Code::Cancelled, "the server ended the session")
+        }
+        "25006" => {
+            Failure::new(Code::ReadOnly, "the statement changes something; nothing was kept")
+        }
+        code => {
+            let message = without_values(code, &bounded(error.message()), values);
+            Failure::quoting(Code::SqlError, message)
+        }
     };
-    let failure = Failure::new(code, without_values(error.code(), error.message(), values))
-        .with_sqlstate(error.code().to_owned());
-    match hint(error) {
+    let hint = own_hint(error).map(Cow::Borrowed);
+    let servers = || error.hint().filter(|_| failure.quotes()).map(|hint| bounded(hint));
+    let failure = match hint.or_else(servers) {
         Some(hint) => failure.with_hint(hint),
         None => failure,
+    };
+    failure.with_sqlstate(error.code().to_owned())
+}
+
+/// Bytes of a text of the server's. What needs more quotes values.
+const MAX_TEXT: usize = 2000;
+
+fn bounded(text: &str) -> Cow<'static, str> {
+    if text.len() <= MAX_TEXT {
+        return text.to_owned().into();
     }
+    format!("(a text of {} bytes, which is left out)", text.len()).into()
 }
 
 /// Whether the server refused, and so the session is still in step.
@@ -93,8 +115,9 @@ fn reference(error: &PgDatabaseError) -> Option<u64> {
     after.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
 }
 
-fn hint(error: &PgDatabaseError) -> Option<Cow<'static, str>> {
-    let own = match error.code() {
+/// What there is to do about it, where that is known here.
+fn own_hint(error: &PgDatabaseError) -> Option<&'static str> {
+    match error.code() {
         "42601" if error.message().contains("multiple commands") => {
             Some("send one statement a call")
         }
@@ -105,8 +128,7 @@ fn hint(error: &PgDatabaseError) -> Option<Cow<'static, str>> {
         "55P03" => Some("another transaction holds the lock; try again later"),
         "42P18" => Some("say which type the parameter has: CAST($1 AS integer)"),
         _ => None,
-    };
-    own.map(Cow::Borrowed).or_else(|| error.hint().map(|hint| hint.to_owned().into()))
+    }
 }
 
 /// PostgreSQL quotes the input that it could not read: `… for type integer: "abc"`. That may be

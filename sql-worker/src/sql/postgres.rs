@@ -138,7 +138,7 @@ impl Trouble {
     pub(super) fn of_planning(error: &sqlx::Error, guard: &Guard) -> Self {
         let trouble = Self::new(error, &[]);
         match guard.withholds_errors() {
-            true => Self { failure: trouble.failure.without_message(), ..trouble },
+            true => Self { failure: trouble.failure.without_quotes(), ..trouble },
             false => trouble,
         }
     }
@@ -209,7 +209,7 @@ impl Call<'_> {
         let fetched = self.fetch(connection, &plan, sink).await;
         let Fetched { mut collector, affected_rows, after } =
             fetched.map_err(|trouble| match guard.withholds_errors() {
-                true => Trouble { failure: trouble.failure.without_message(), ..trouble },
+                true => Trouble { failure: trouble.failure.without_quotes(), ..trouble },
                 false => trouble,
             })?;
         if let Some(seen) = &plan.inspected {

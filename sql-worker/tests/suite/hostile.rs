@@ -50,11 +50,9 @@ async fn what_grows_when_it_is_decoded_is_cut_before_it_does() {
 #[tokio::test]
 async fn a_message_that_is_too_long_is_not_taken_in() {
     let cluster = Cluster::get();
-    fixture(&[
-        "create function shout(severity text) returns int4 language plpgsql as $$ begin \
+    fixture(&["create function shout(severity text) returns int4 language plpgsql as $$ begin \
          if severity = 'notice' then raise notice '%', repeat('x', 300000000); \
-         else raise exception '%', repeat('x', 300000000); end if; return 1; end $$",
-    ])
+         else raise exception '%', repeat('x', 300000000); end if; return 1; end $$"])
     .await;
     let pool = cluster.read_only();
     let before = high_water();
@@ -65,8 +63,9 @@ async fn a_message_that_is_too_long_is_not_taken_in() {
         "select shout('notice')",
         "select shout('error')",
     ] {
-        let failure = run(&pool, sql, Params::None).await.unwrap_err();
-        assert_eq!(failure.code(), Code::LimitReached, "{sql}: {failure}");
+        let failure = run(&pool, sql, Params::None).await.err();
+        let code = failure.map(|failure| failure.code());
+        assert_eq!(code, Some(Code::LimitReached), "{sql}");
         let grown = high_water() - before;
         assert!(grown < ROOM, "{sql}: {grown} bytes");
     }
@@ -118,8 +117,12 @@ async fn no_words_of_a_database_come_without_marks() {
         .map(|state| json!({"database": "main_db", "sql": format!("select words.say('{state}')")}))
         .into();
     asked.push(json!({"database": "main_db", "sql": "select '{}'::words.\"obey us\""}));
-    asked.push(json!({"database": "main_db", "sql": "select $1::words.\"obey me\"", "params": [{}]}));
-    asked.push(json!({"database": "main_db", "sql": "select $1::words.\"obey me\"", "params": [[]]}));
+    asked.push(
+        json!({"database": "main_db", "sql": "select $1::words.\"obey me\"", "params": [{}]}),
+    );
+    asked.push(
+        json!({"database": "main_db", "sql": "select $1::words.\"obey me\"", "params": [[]]}),
+    );
     for arguments in asked {
         let call = json!({"name": "execute_sql", "arguments": arguments});
         let result = client.request("tools/call", call).await["result"].clone();

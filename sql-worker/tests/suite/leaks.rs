@@ -18,8 +18,8 @@ async fn prepare(cluster: &Cluster, statements: &[&str]) {
 
 fn pool(cluster: &Cluster, mask: &[&str], tables: Option<&[&str]>, policy: Policy) -> Pool {
     let mask = mask.iter().map(|text| ColumnPattern::parse(text).unwrap()).collect();
-    let tables = tables
-        .map(|tables| tables.iter().map(|text| TablePattern::parse(text).unwrap()).collect());
+    let tables =
+        tables.map(|tables| tables.iter().map(|text| TablePattern::parse(text).unwrap()).collect());
     let policy = Policy { guard: Guard { mask, tables }, ..policy };
     Pool::new(cluster.target_as("app").with_policy(Arc::new(policy)), SETTINGS)
 }
@@ -59,8 +59,8 @@ async fn what_was_read_in_a_block_that_failed_was_read() {
         "select failed.attempt('select email::int4 from failed.users')",
         "select failed.attempt('select email::int4 from failed.users where id = 1'), id \
          from failed.orders",
-        "select failed.attempt('set local enable_seqscan = off; \
-         select email::int4 from failed.users where id = 1')",
+        "select set_config('enable_seqscan', 'off', true), \
+         failed.attempt('select email::int4 from failed.users where id = 1')",
         "select failed.attempt('select email::int4 from failed.users where ctid = ''(0,1)''')",
     ];
     let masked = pool(&cluster, &["failed.users.email"], None, Policy::default());
