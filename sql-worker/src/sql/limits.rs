@@ -63,6 +63,8 @@ pub(super) struct Collector<'a> {
     body: Body,
     rows: usize,
     bytes: usize,
+    /// Bytes of the row that is being pushed, at least.
+    row: usize,
     cut: Option<Cut>,
     /// Of `rows` and `bytes`, what no batch has taken yet.
     waiting_rows: usize,
@@ -81,10 +83,12 @@ impl<'a> Collector<'a> {
                 columns.iter().map(|column| column.name.as_str().into()).collect();
             csv::push_record(header, &names);
         }
-        Self { limits, body, rows: 0, bytes: 0, cut: None, waiting_rows: 0, waiting_bytes: 0 }
+        let (rows, bytes, row, waiting_rows, waiting_bytes) = (0, 0, 0, 0, 0);
+        Self { limits, body, rows, bytes, row, cut: None, waiting_rows, waiting_bytes }
     }
 
-    /// Takes a row that is there; `cells` is asked only when there is room for it.
+    /// Takes a row that is there; `cells` is asked only when there is room for it, and may leave
+    /// out what stands behind [`is_over`](Self::is_over).
     pub(super) fn push(
         &mut self,
         cells: impl FnOnce(&mut Self) -> Result<Vec<Value>, Malformed>,
@@ -93,6 +97,7 @@ impl<'a> Collector<'a> {
             self.cut = Some(Cut::Rows);
             return Ok(Room::None);
         }
+        self.row = 0;
         let cells = cells(self)?;
         let before_bytes = self.bytes;
         let fits = match &mut self.body {
@@ -144,16 +149,27 @@ impl<'a> Collector<'a> {
         Some(Batch { body, rows: std::mem::take(&mut self.waiting_rows) })
     }
 
-    /// Decodes one cell, cutting it to size.
+    /// Decodes one cell of the row that is being pushed, cutting it to size.
     pub(super) fn cell(&mut self, codec: &Codec, bytes: &[u8]) -> Result<Value, Malformed> {
+        let value = self.cut_cell(codec, bytes)?;
+        self.row += value.as_str().map_or(1, str::len);
+        Ok(value)
+    }
+
+    /// Whether the row that is being pushed cannot fit any more, whatever else is in it.
+    pub(super) fn is_over(&self) -> bool {
+        self.bytes + self.row > self.limits.max_bytes
+    }
+
+    fn cut_cell(&mut self, codec: &Codec, bytes: &[u8]) -> Result<Value, Malformed> {
         let max = self.limits.max_cell_bytes;
         if codec.is_text() && bytes.len() > max {
             self.note_cut_cell();
             let head = bytes.get(..max).unwrap_or(bytes);
             return Ok(whole_characters(head)?.into());
         }
-        let value = codec.decode(bytes)?;
-        if bytes.len() <= max / 8 {
+        let value = codec.decode(bytes, max)?;
+        if bytes.len() <= max / 8 && !codec.may_grow() {
             return Ok(value);
         }
         let text = match &value {
@@ -290,6 +306,12 @@ mod tests {
         assert_eq!(cell, json!("1234567"));
         let cell = collector.cell(&Codec::Scalar(Scalar::Json), b"[1,2,3,4,5]").unwrap();
         assert_eq!(cell, json!("[1,2,3,4"));
+        // Ten digits in eight bytes, and none of them is more than the cell's.
+        let numeric = Codec::Scalar(Scalar::Numeric);
+        let wire = [0, 1, 0, 2, 0, 0, 0, 0, 0, 1];
+        assert_eq!(collector.cell(&numeric, &wire).unwrap(), json!("10000000"));
+        let wire = [0, 1, 0x7f, 0xff, 0, 0, 0, 0, 0, 1];
+        assert_eq!(collector.cell(&numeric, &wire).unwrap(), json!("10000000"));
         assert_eq!(collector.cell(&text, b"12345678").unwrap(), json!("12345678"));
         assert_eq!(collector.finish().1, Some(Cut::Cell));
     }

@@ -102,12 +102,18 @@ pub(super) fn builtin(oid: u32) -> Option<(&'static str, Scalar)> {
 }
 
 impl Codec {
-    /// Decodes one value that is not NULL.
-    pub(super) fn decode(&self, bytes: &[u8]) -> Result<Value, Malformed> {
+    /// Decodes one value that is not NULL. Of an array whose text is longer than `most` bytes
+    /// there may be a beginning only, and that is longer too.
+    pub(super) fn decode(&self, bytes: &[u8], most: usize) -> Result<Value, Malformed> {
         match self {
             Self::Scalar(scalar) => scalar.decode(bytes),
-            Self::Array(scalar) => array(*scalar, bytes),
+            Self::Array(scalar) => array(*scalar, bytes, most),
         }
+    }
+
+    /// Whether a value may be more than eight times as long as on the wire.
+    pub(super) fn may_grow(&self) -> bool {
+        matches!(self, Self::Scalar(Scalar::Numeric) | Self::Array(Scalar::Numeric))
     }
 
     /// Whether a value may be cut and still be read as the beginning of the whole.
@@ -239,7 +245,10 @@ fn bits(bytes: &[u8]) -> Result<String, Malformed> {
 
 /// An array as nested JSON arrays; as PostgreSQL's literal, `[0:1]={…}`, where a lower bound is
 /// not 1.
-fn array(scalar: Scalar, bytes: &[u8]) -> Result<Value, Malformed> {
+///
+/// A few bytes of a numeric are a hundred thousand digits, so no more than `most` bytes of text are
+/// made, and one element.
+fn array(scalar: Scalar, bytes: &[u8], most: usize) -> Result<Value, Malformed> {
     let (dimensions, rest) = take::<4>(bytes)?;
     let (_has_null, rest) = take::<4>(rest)?;
     let (_element_oid, mut rest) = take::<4>(rest)?;
@@ -268,8 +277,9 @@ fn array(scalar: Scalar, bytes: &[u8]) -> Result<Value, Malformed> {
     if lengths.is_empty() {
         return Ok(Value::Array(Vec::new()));
     }
-    let value = elements(scalar, &lengths, &mut rest)?;
-    if !rest.is_empty() {
+    let mut elements = Elements { scalar, rest, room: Some(most) };
+    let value = elements.dimension(&lengths)?;
+    if elements.room.is_some() && !elements.rest.is_empty() {
         return Err(Malformed);
     }
     if usual {
@@ -280,25 +290,47 @@ fn array(scalar: Scalar, bytes: &[u8]) -> Result<Value, Malformed> {
     Ok(format!("{bounds}={literal}").into())
 }
 
-fn elements(scalar: Scalar, lengths: &[u32], rest: &mut &[u8]) -> Result<Value, Malformed> {
-    let Some((length, inner)) = lengths.split_first() else {
-        let (size, tail) = take::<4>(rest)?;
-        let size = i32::from_be_bytes(size);
-        if size == -1 {
-            *rest = tail;
-            return Ok(Value::Null);
+/// The elements of an array that are still to be read.
+struct Elements<'a> {
+    scalar: Scalar,
+    rest: &'a [u8],
+    /// Bytes of text that may still be made; `None` once there is no more.
+    room: Option<usize>,
+}
+
+impl Elements<'_> {
+    fn dimension(&mut self, lengths: &[u32]) -> Result<Value, Malformed> {
+        let Some((length, inner)) = lengths.split_first() else {
+            return self.element();
+        };
+        // Not reserved ahead: a length is only a claim until its elements are there.
+        let mut items = Vec::new();
+        for _ in 0..*length {
+            items.push(self.dimension(inner)?);
+            if self.room.is_none() {
+                break;
+            }
         }
-        let size = usize::try_from(size).map_err(|_negative| Malformed)?;
-        let (element, tail) = tail.split_at_checked(size).ok_or(Malformed)?;
-        *rest = tail;
-        return scalar.decode(element);
-    };
-    // Not reserved ahead: a length is only a claim until its elements are there.
-    let mut items = Vec::new();
-    for _ in 0..*length {
-        items.push(elements(scalar, inner, rest)?);
+        Ok(Value::Array(items))
     }
-    Ok(Value::Array(items))
+
+    fn element(&mut self) -> Result<Value, Malformed> {
+        let (size, tail) = take::<4>(self.rest)?;
+        let size = i32::from_be_bytes(size);
+        let value = if size == -1 {
+            self.rest = tail;
+            Value::Null
+        } else {
+            let size = usize::try_from(size).map_err(|_negative| Malformed)?;
+            let (element, tail) = tail.split_at_checked(size).ok_or(Malformed)?;
+            self.rest = tail;
+            self.scalar.decode(element)?
+        };
+        // Never more than there is of it in a text.
+        let length = value.as_str().map_or(1, |text| text.len().max(1));
+        self.room = self.room.and_then(|room| room.checked_sub(length));
+        Ok(value)
+    }
 }
 
 #[cfg(test)]
@@ -351,9 +383,9 @@ mod tests {
                 }
             }
         }
-        assert_eq!(Codec::Array(Scalar::Int4).decode(&bytes), Ok(json!([[1, null], [3, -4]])));
+        assert_eq!(Codec::Array(Scalar::Int4).decode(&bytes, 99), Ok(json!([[1, null], [3, -4]])));
         let empty: Vec<u8> = [0, 0, 23].into_iter().flat_map(i32::to_be_bytes).collect();
-        assert_eq!(Codec::Array(Scalar::Int4).decode(&empty), Ok(json!([])));
+        assert_eq!(Codec::Array(Scalar::Int4).decode(&empty, 99), Ok(json!([])));
     }
 
     #[test]
@@ -364,14 +396,14 @@ mod tests {
             bytes.extend(element);
         }
         let expected = json!(r#"[-1:0]={"\\xdead","\\x"}"#);
-        assert_eq!(Codec::Array(Scalar::Bytea).decode(&bytes), Ok(expected));
+        assert_eq!(Codec::Array(Scalar::Bytea).decode(&bytes, 99), Ok(expected));
     }
 
     #[test]
     fn an_array_that_claims_too_much_is_malformed_at_once() {
         let claims = [6, 0, 23, i32::MAX, 1, i32::MAX, 1, i32::MAX, 1, 0, 1, 0, 1, 0, 1];
         let bytes: Vec<u8> = claims.into_iter().flat_map(i32::to_be_bytes).collect();
-        let huge_empty = Codec::Array(Scalar::Int4).decode(bytes.get(..36).unwrap());
+        let huge_empty = Codec::Array(Scalar::Int4).decode(bytes.get(..36).unwrap(), 99);
         assert_eq!(huge_empty, Err(Malformed));
     }
 
@@ -380,7 +412,7 @@ mod tests {
         fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
             for (_, _, scalar) in SCALARS {
                 let _ = scalar.decode(&bytes);
-                let _ = Codec::Array(*scalar).decode(&bytes);
+                let _ = Codec::Array(*scalar).decode(&bytes, 9);
             }
         }
     }
