@@ -4,14 +4,14 @@
 //! database, `CAST($n::text AS type)`, where `type` is what the database itself inferred for
 //! that parameter. So every type works, extensions included, and no value enters SQL text.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use serde_json::Value;
 
 use super::lexer::{Kind, Token, tokens};
-use crate::error::Failure;
+use crate::error::{Code, Failure};
 
 /// What a caller gives for a statement's parameters.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -30,6 +30,8 @@ pub enum Params {
 pub struct Script<'a> {
     tokens: Vec<Token<'a>>,
     names: Vec<&'a str>,
+    /// Where each of `names` stands: a statement may have tens of thousands.
+    places: HashMap<&'a str, usize>,
 }
 
 impl<'a> Script<'a> {
@@ -37,14 +39,15 @@ impl<'a> Script<'a> {
     #[must_use]
     pub fn parse(sql: &'a str) -> Self {
         let tokens = tokens(sql);
-        let mut names: Vec<&str> = Vec::new();
+        let (mut names, mut places) = (Vec::new(), HashMap::new());
         for token in tokens.iter().filter(|token| token.kind == Kind::Name) {
             let name = token.text.trim_start_matches(':');
-            if !names.contains(&name) {
+            places.entry(name).or_insert_with(|| {
                 names.push(name);
-            }
+                names.len() - 1
+            });
         }
-        Self { tokens, names }
+        Self { tokens, names, places }
     }
 
     /// The names of the `:name` parameters, in the order in which they first appear.
@@ -84,7 +87,7 @@ impl<'a> Script<'a> {
     }
 
     fn named_values(&self, given: &BTreeMap<String, Value>) -> Result<Vec<Value>, Failure> {
-        if given.keys().any(|name| !self.names.contains(&name.as_str())) {
+        if given.keys().any(|name| !self.places.contains_key(name.as_str())) {
             // The stray name is the caller's own text, and may be anything.
             return Err(Failure::invalid(format!(
                 "params has a name that the statement does not use; it uses: {}",
@@ -188,8 +191,7 @@ impl Bound<'_> {
 
     fn index(&self, token: &Token<'_>) -> Option<usize> {
         if self.named && token.kind == Kind::Name {
-            let name = token.text.trim_start_matches(':');
-            return self.script.names.iter().position(|known| *known == name);
+            return self.script.places.get(token.text.trim_start_matches(':')).copied();
         }
         position(token).and_then(|number| number.checked_sub(1))
     }
@@ -223,10 +225,12 @@ pub(super) fn to_text(
     number: usize,
 ) -> Result<Option<String>, Failure> {
     let is_json = matches!(type_name, "json" | "jsonb");
+    // The name of a type is the database's.
     let wrong = |what: &str| {
-        Failure::invalid(format!(
-            "parameter {number} is an {what}, but the statement wants {type_name} there"
-        ))
+        Failure::quoting(
+            Code::InvalidRequest,
+            format!("parameter {number} is an {what}, but the statement wants {type_name} there"),
+        )
     };
     Ok(match value {
         Value::Null => None,
@@ -250,11 +254,20 @@ fn scalar_text(
     match type_name {
         "bytea" if !text.starts_with("\\x") => {
             let bytes = BASE64.decode(text).map_err(|_invalid| wrong("text that is not base64"))?;
-            Ok(bytes.iter().fold("\\x".to_owned(), |hex, byte| format!("{hex}{byte:02x}")))
+            Ok(hexadecimal(&bytes))
         }
         "date" | "timestamp" | "timestamptz" => Ok(postgres_year(text)),
         _ => Ok(text.to_owned()),
     }
+}
+
+/// bytea's text, PostgreSQL 15, 8.4.1.
+fn hexadecimal(bytes: &[u8]) -> String {
+    let digit = |value: u8| char::from_digit(value.into(), 16).unwrap_or('0');
+    let mut text = String::with_capacity(2 + 2 * bytes.len());
+    text.push_str("\\x");
+    text.extend(bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]));
+    text
 }
 
 /// A date whose year is signed (ISO 8601, year 0000 is 1 BC), as PostgreSQL reads it.
