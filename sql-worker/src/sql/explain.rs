@@ -8,11 +8,14 @@
 //! A plan's estimates are statistics of what is in the tables, so there is none over a table
 //! that has masked columns.
 
+use std::collections::HashMap;
+
 use futures_util::TryStreamExt as _;
 use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Row as _};
 use tokio::time::timeout;
 
+use super::guard::Uses;
 use super::lexer::{Kind, tokens};
 use super::postgres::Trouble;
 use super::statement::{Mode, check_length};
@@ -84,16 +87,20 @@ async fn plan(
     query: String,
     guard: &Guard,
 ) -> Result<Explanation, Trouble> {
-    let explanation = explained(connection, query, guard).await?;
+    let (explanation, before) = explained(connection, query, guard).await?;
     // The planner locks more: partitions, and what it inlines.
-    look(connection, guard).await?;
+    look(connection, guard, before.as_ref()).await?;
     Ok(explanation)
 }
 
-async fn look(connection: &mut PgConnection, guard: &Guard) -> Result<(), Trouble> {
+async fn look(
+    connection: &mut PgConnection,
+    guard: &Guard,
+    before: Option<&Uses>,
+) -> Result<Option<Uses>, Trouble> {
     match guard.is_open() {
-        true => Ok(()),
-        false => guard.check_plan(connection).await.map_err(Trouble::from),
+        true => Ok(None),
+        false => Ok(Some(guard.check_plan(connection, before).await?)),
     }
 }
 
@@ -101,7 +108,7 @@ async fn explained(
     connection: &mut PgConnection,
     query: String,
     guard: &Guard,
-) -> Result<Explanation, Trouble> {
+) -> Result<(Explanation, Option<Uses>), Trouble> {
     fixed(connection, "SET LOCAL plan_cache_mode = force_generic_plan").await?;
     // By the extended protocol, so it is one statement or none.
     let prepare = AssertSqlSafe(format!("PREPARE {NAME} AS {query}"));
@@ -113,7 +120,7 @@ async fn explained(
     .bind(NAME)
     .fetch_one(&mut *connection)
     .await?;
-    look(connection, guard).await?;
+    let before = look(connection, guard, None).await?;
     let nulls = vec!["NULL"; usize::try_from(parameters).unwrap_or(0)].join(", ");
     let arguments = if nulls.is_empty() { nulls } else { format!("({nulls})") };
     let explain = AssertSqlSafe(format!("EXPLAIN EXECUTE {NAME}{arguments}"));
@@ -134,7 +141,7 @@ async fn explained(
     let top = kept.lines.first().map(String::as_str).unwrap_or_default();
     kept.total_cost = number_after(top, "..");
     kept.row_estimate = number_after(top, " rows=");
-    Ok(kept)
+    Ok((kept, before))
 }
 
 async fn fixed(connection: &mut PgConnection, sql: &'static str) -> Result<(), sqlx::Error> {
@@ -165,15 +172,12 @@ fn positional(query: &str) -> Result<String, Failure> {
             .with_hint("send the statement itself, without EXPLAIN"));
     }
     let named = !tokens.iter().any(|token| token.kind == Kind::Position);
-    let mut names: Vec<&str> = Vec::new();
+    let mut places: HashMap<&str, usize> = HashMap::new();
     let mut sql = String::with_capacity(query.len());
     for token in &tokens {
         if named && token.kind == Kind::Name {
-            let place = names.iter().position(|name| *name == token.text).unwrap_or_else(|| {
-                names.push(token.text);
-                names.len() - 1
-            });
-            sql.push_str(&format!("${}", place + 1));
+            let next = places.len() + 1;
+            sql.push_str(&format!("${}", places.entry(token.text).or_insert(next)));
         } else {
             sql.push_str(token.text);
         }

@@ -8,7 +8,7 @@
 //! server for plain columns only; of a statement that reads a table with masked columns,
 //! everything else is masked as well.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use sqlx::postgres::types::Oid;
 use sqlx::postgres::{PgColumn, PgConnection};
@@ -48,7 +48,35 @@ pub(super) struct Inspected {
     masking: BTreeSet<u32>,
     /// Columns that may be shown: table and number.
     open: BTreeSet<(u32, i16)>,
+    /// The names of those, by table.
+    open_names: BTreeMap<u32, BTreeSet<String>>,
+    before: Uses,
 }
+
+/// How often each relation was used in this session, as far as the server has not yet told
+/// others of it, with the table that it belongs to. It only grows while our transaction lasts.
+#[derive(Debug)]
+pub(super) struct Uses(BTreeMap<u32, (Oid, i64)>);
+
+impl Uses {
+    /// The tables that were used since.
+    fn since(&self, before: &Self) -> Vec<Oid> {
+        let count = |relation: &u32| before.0.get(relation).map_or(0, |(_, count)| *count);
+        let used = self.0.iter().filter(|(relation, (_, now))| *now > count(relation));
+        used.map(|(_, (table, _))| *table).collect()
+    }
+}
+
+/// Of relations that are not the server's own: it uses those itself. Reads are counted whether
+/// their subtransaction was rolled back or not (PostgreSQL 15, 28.2.1).
+const USES: &str = "
+select c.oid, coalesce(i.indrelid, c.oid), u.count
+from pg_catalog.pg_class c
+left join pg_catalog.pg_index i on i.indexrelid operator(pg_catalog.=) c.oid
+cross join lateral (select pg_catalog.pg_stat_get_xact_numscans(c.oid)
+  operator(pg_catalog.+) pg_catalog.pg_stat_get_xact_blocks_fetched(c.oid)) u(count)
+where c.oid operator(pg_catalog.>=) 16384::pg_catalog.oid
+  and u.count operator(pg_catalog.>) 0::pg_catalog.int8";
 
 /// Every name is qualified, for `search_path` is the role's. What was dropped meanwhile has no
 /// name any more.
@@ -57,6 +85,8 @@ with recursive touched(oid) as (
   select distinct l.relation from pg_catalog.pg_locks l
   where l.locktype operator(pg_catalog.=) 'relation'
     and l.pid operator(pg_catalog.=) pg_catalog.pg_backend_pid()
+  union
+  select pg_catalog.unnest($1::pg_catalog.oid[])
 ), family(oid, ancestor) as (
   select t.oid, t.oid from touched t
   union
@@ -88,9 +118,15 @@ impl Guard {
 
     /// Looks at what the statement that was just described reads.
     pub(super) async fn inspect(&self, connection: &mut PgConnection) -> Result<Inspected, Error> {
-        let touched = touched(connection).await?;
+        let before = uses(connection).await?;
+        let touched = touched(connection, &[]).await?;
         self.check_tables(&touched)?;
-        let mut seen = Inspected { masking: BTreeSet::new(), open: BTreeSet::new() };
+        let mut seen = Inspected {
+            masking: BTreeSet::new(),
+            open: BTreeSet::new(),
+            open_names: BTreeMap::new(),
+            before,
+        };
         for relation in &touched {
             let masked = self.masked(&touched, relation.oid);
             if !masked.is_empty() {
@@ -98,9 +134,10 @@ impl Guard {
             }
             // Values in a view's column may come from anywhere.
             if relation.oid == relation.ancestor && relation.kind != "v" {
-                let open = relation.columns.iter().map(|(number, _)| *number);
-                let open = open.filter(|number| !masked.contains(number));
-                seen.open.extend(open.map(|number| (relation.oid.0, number)));
+                let open = relation.columns.iter().filter(|(number, _)| !masked.contains(number));
+                seen.open.extend(open.clone().map(|(number, _)| (relation.oid.0, *number)));
+                let names = open.map(|(_, name)| name.clone()).collect();
+                seen.open_names.insert(relation.oid.0, names);
             }
         }
         Ok(seen)
@@ -112,29 +149,54 @@ impl Guard {
         connection: &mut PgConnection,
         seen: &Inspected,
     ) -> Result<(), Error> {
-        let touched = touched(connection).await?;
+        let used = uses(connection).await?.since(&seen.before);
+        let touched = touched(connection, &used).await?;
         self.check_tables(&touched)?;
         let oids: BTreeSet<u32> = touched.iter().map(|relation| relation.oid.0).collect();
-        let known = |oid: u32| {
+        for oid in oids {
+            let masked = self.masked(&touched, Oid(oid));
+            if masked.is_empty() {
+                continue;
+            }
             let mut family = touched.iter().filter(|relation| relation.oid.0 == oid);
-            family.any(|relation| seen.masking.contains(&relation.ancestor.0))
-        };
-        if oids.into_iter().any(|oid| !known(oid) && !self.masked(&touched, Oid(oid)).is_empty()) {
-            let what = "a function in the statement reads a table with masked columns";
-            return Err(Failure::new(Code::AccessDenied, what).into());
+            if !family.clone().any(|relation| seen.masking.contains(&relation.ancestor.0)) {
+                let what = "a function in the statement reads a table with masked columns";
+                return Err(Failure::new(Code::AccessDenied, what).into());
+            }
+            let own = family.clone().find(|relation| relation.ancestor == relation.oid);
+            let columns = own.into_iter().flat_map(|relation| &relation.columns);
+            let names = columns.filter(|(number, _)| masked.contains(number));
+            let names: BTreeSet<&str> = names.map(|(_, name)| name.as_str()).collect();
+            // Read through a table that it comes from, its values stand in that one's columns.
+            let shown = |relation: &Touched| {
+                let open = seen.open_names.get(&relation.ancestor.0);
+                open.is_some_and(|open| open.iter().any(|name| names.contains(name.as_str())))
+            };
+            if family.any(|relation| relation.ancestor != relation.oid && shown(relation)) {
+                let what = "a part of a table that the statement reads has more masked columns";
+                return Err(Failure::new(Code::AccessDenied, what)
+                    .with_hint("mask the columns of the whole table in the worker's configuration")
+                    .into());
+            }
         }
         Ok(())
     }
 
     /// Refuses a plan over what is not shown. To be asked before the planner looks at anything,
-    /// and again before what it said is shown.
-    pub(super) async fn check_plan(&self, connection: &mut PgConnection) -> Result<(), Error> {
-        let touched = touched(connection).await?;
+    /// and again, with what that gave, before what the planner said is shown.
+    pub(super) async fn check_plan(
+        &self,
+        connection: &mut PgConnection,
+        before: Option<&Uses>,
+    ) -> Result<Uses, Error> {
+        let now = uses(connection).await?;
+        let used = before.map(|before| now.since(before)).unwrap_or_default();
+        let touched = touched(connection, &used).await?;
         self.check_tables(&touched)?;
         if touched.iter().any(|relation| !self.masked(&touched, relation.oid).is_empty()) {
             return Err(plan_withheld().into());
         }
-        Ok(())
+        Ok(now)
     }
 
     /// The numbers of a table's masked columns, by its own name and those of its ancestors.
@@ -234,8 +296,20 @@ impl From<Failure> for Error {
     }
 }
 
-async fn touched(connection: &mut PgConnection) -> Result<Vec<Touched>, Error> {
+async fn uses(connection: &mut PgConnection) -> Result<Uses, Error> {
+    let rows: Vec<(Oid, Oid, i64)> = sqlx::query_as(USES)
+        .persistent(false)
+        .fetch_all(connection)
+        .await
+        .map_err(Error::Server)?;
+    let uses = rows.into_iter().map(|(relation, table, count)| (relation.0, (table, count)));
+    Ok(Uses(uses.collect()))
+}
+
+/// What is locked, and `used` as well.
+async fn touched(connection: &mut PgConnection, used: &[Oid]) -> Result<Vec<Touched>, Error> {
     let rows: Vec<Row> = sqlx::query_as(TOUCHED)
+        .bind(used)
         .persistent(false)
         .fetch_all(connection)
         .await

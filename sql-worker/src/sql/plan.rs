@@ -68,7 +68,8 @@ impl Plan {
         let masked = match &inspected {
             Some(seen) if !statement.is_explain() => {
                 let explain = format!("explain (verbose, format json) {}", bound.render(cast));
-                masked(connection, seen, &original, explain, &argument_types, &values).await?
+                masked(connection, (guard, seen), &original, explain, (&argument_types, &values))
+                    .await?
             }
             Some(_) | None => vec![false; original.columns().len()],
         };
@@ -132,6 +133,9 @@ impl Plan {
             } else {
                 collector.cell(codec, raw.as_bytes().map_err(|_null| Malformed)?)?
             });
+            if collector.is_over() {
+                break;
+            }
         }
         Ok(cells)
     }
@@ -150,11 +154,10 @@ fn arguments(values: &[Option<String>]) -> Result<PgArguments, Failure> {
 /// Which columns are masked. The plan is asked for only where it can matter.
 async fn masked(
     connection: &mut PgConnection,
-    seen: &Inspected,
+    (guard, seen): (&Guard, &Inspected),
     described: &PgStatement,
     explain: String,
-    types: &[PgTypeInfo],
-    values: &[Option<String>],
+    (types, values): (&[PgTypeInfo], &[Option<String>]),
 ) -> Result<Vec<bool>, Trouble> {
     let columns = described.columns();
     let no_origin = |column: &PgColumn| column.relation_id().is_none();
@@ -163,7 +166,7 @@ async fn masked(
         let row = connection
             .fetch_one(explain.query_with(arguments(values)?))
             .await
-            .map_err(|error| Trouble::new(&error, values))?;
+            .map_err(|error| Trouble::of_planning(&error, guard))?;
         let plan: &str = row.try_get_unchecked(0).map_err(|error| Trouble::new(&error, values))?;
         guard::counts(&serde_json::from_str(plan).unwrap_or_default())
     } else {
@@ -241,7 +244,7 @@ fn wrapped(wrap: &Wrap, sql: &str, codecs: &[Option<Codec>]) -> String {
 fn unshowable(columns: &[Column], codecs: &[Option<Codec>]) -> Failure {
     let at = codecs.iter().position(Option::is_none).unwrap_or(0);
     let type_name = columns.get(at).map_or("?", |column| column.type_name.as_str());
-    Failure::new(
+    Failure::quoting(
         Code::Unsupported,
         format!("column {} has type {type_name}, which cannot be shown; nothing was run", at + 1),
     )
