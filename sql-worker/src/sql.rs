@@ -20,6 +20,7 @@ mod plan;
 mod policy;
 mod pool;
 mod postgres;
+mod relay;
 mod roles;
 mod sink;
 mod statement;

@@ -129,7 +129,7 @@ impl Live {
             &issued.door.database,
             &issued.door.user,
             issued.token.expose(),
-            configured.limits.statement_timeout,
+            &configured.limits,
         )
         .with_policy(Arc::clone(&configured.policy));
         Self { pool: Pool::new(target, app.config.pool), held: Mutex::new(Some(issued.held)) }

@@ -100,10 +100,14 @@ impl Tokens {
         let connection = app.connection(&checked.0.connection).await?;
         let door = connection.door.ok_or_else(Failure::handle_invalid)?;
         let configured = app.config.connection(&checked.0.connection);
-        let timeout = configured.limits.statement_timeout;
-        let target =
-            Target::door(&door.directory, &door.database, &door.user, token.expose(), timeout)
-                .with_policy(Arc::clone(&configured.policy));
+        let target = Target::door(
+            &door.directory,
+            &door.database,
+            &door.user,
+            token.expose(),
+            &configured.limits,
+        )
+        .with_policy(Arc::clone(&configured.policy));
         let pool = Pool::new(target, app.config.pool);
         let entry = Entry { pool, expires: checked.0.expires };
         // Another call may have been faster; one pool a handle is the rule.

@@ -73,10 +73,11 @@ async fn run(mut lease: Lease, query: String) -> Result<Explanation, Failure> {
             Ok(explanation)
         }
         Err(trouble) => {
-            if trouble.is_in_step() {
-                let left = scope.abandon();
-                lease.give_back(left);
+            if !trouble.is_in_step() {
+                return Err(lease.loss(trouble.into()));
             }
+            let left = scope.abandon();
+            lease.give_back(left);
             Err(trouble.into())
         }
     }

@@ -9,10 +9,15 @@ use sqlx::postgres::PgDatabaseError;
 
 use crate::error::{Code, Failure};
 
+/// A door where nobody is.
+pub(super) fn of_silence() -> Failure {
+    Failure::new(Code::BrokerUnreachable, "the broker's door does not answer")
+}
+
 /// A login through a door that failed; no statement was sent.
 pub(super) fn of_connect(error: &sqlx::Error) -> Failure {
     let Some(error) = database(error) else {
-        return Failure::new(Code::BrokerUnreachable, "the broker's door does not answer");
+        return of_silence();
     };
     let refused = |code, message| Failure::new(code, message).with_reference(reference(error));
     // The door names its reason in the routine field; several reasons share a SQLSTATE. What

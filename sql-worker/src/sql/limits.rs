@@ -22,6 +22,15 @@ pub struct Limits {
     pub statement_timeout: Duration,
 }
 
+impl Limits {
+    /// Bytes of one message of the server's, such as a row. Binary values may be four times as
+    /// long as their text (an int4 in an array), and a cell is cut only when it is there.
+    pub(super) fn longest_message(&self) -> usize {
+        const LEAST: usize = 16 << 20;
+        self.max_bytes.max(self.max_cell_bytes).saturating_mul(4).max(LEAST)
+    }
+}
+
 /// The largest `max_rows` that a call may ask for.
 pub(crate) const MAX_ROWS_CEILING: usize = 50_000;
 

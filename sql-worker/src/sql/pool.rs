@@ -7,20 +7,22 @@
 //! meanwhile waits for it rather than opening one more.
 
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgSslMode};
 use sqlx::{ConnectOptions as _, Connection as _};
+use tokio::net::UnixStream;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::policy::Policy;
+use super::relay::{self, Overlong, Relay};
 use super::transaction::Left;
-use super::{failure, roles};
+use super::{Limits, failure, roles};
 use crate::error::{Code, Failure};
 
 const APPLICATION_NAME: &str = "credbroker-sql-worker";
@@ -36,6 +38,8 @@ const IDLE_SESSION_TIMEOUT: Duration = Duration::from_secs(600);
 #[derive(Clone)]
 pub struct Target {
     options: PgConnectOptions,
+    door: PathBuf,
+    longest_message: usize,
     policy: Arc<Policy>,
 }
 
@@ -51,12 +55,12 @@ impl Target {
         database: &str,
         user: &str,
         token: &str,
-        statement_timeout: Duration,
+        limits: &Limits,
     ) -> Self {
+        let statement_timeout = limits.statement_timeout;
         let backstop = statement_timeout.saturating_add(Duration::from_secs(1));
         let options = PgConnectOptions::new_without_pgpass()
             .port(DOOR_PORT)
-            .socket(directory)
             .database(database)
             .username(user)
             .password(token)
@@ -66,14 +70,7 @@ impl Target {
                 ("idle_in_transaction_session_timeout", millis(IDLE_IN_TRANSACTION_TIMEOUT)),
                 // Known since PostgreSQL 14.
                 ("idle_session_timeout", millis(IDLE_SESSION_TIMEOUT)),
-            ]);
-        Self::new(options)
-    }
-
-    /// Any server; what matters to the results is set here.
-    #[must_use]
-    pub fn new(options: PgConnectOptions) -> Self {
-        let options = options
+            ])
             .ssl_mode(PgSslMode::Disable)
             .application_name(APPLICATION_NAME)
             .extra_float_digits(1)
@@ -81,7 +78,9 @@ impl Target {
             // change between the two.
             .statement_cache_capacity(8)
             .disable_statement_logging();
-        Self { options, policy: Arc::default() }
+        let door = directory.join(format!(".s.PGSQL.{DOOR_PORT}"));
+        let longest_message = limits.longest_message();
+        Self { options, door, longest_message, policy: Arc::default() }
     }
 
     /// The same target under `policy`; without it nothing can be changed there.
@@ -92,12 +91,25 @@ impl Target {
 }
 
 impl Target {
-    /// A session whose role the policy allows.
-    async fn open(&self) -> Result<PgConnection, Failure> {
-        let connecting = PgConnection::connect_with(&self.options);
+    /// A session whose role the policy allows. `tasks` carry its bytes.
+    async fn open(&self, tasks: &TaskTracker) -> Result<Session, Failure> {
+        let silent = |_error| failure::of_silence();
+        let door = UnixStream::connect(&self.door).await.map_err(silent)?;
+        let relay = Relay::listen(DOOR_PORT).map_err(silent)?;
+        let options = self.options.clone().socket(relay.directory());
+        let (overlong, longest) = (Overlong::default(), self.longest_message);
+        let watch = overlong.clone();
+        tasks.spawn(async move {
+            // Whoever should come may have been given up meanwhile.
+            if let Ok(Ok(own)) = timeout(CONNECT_TIMEOUT, relay.accept()).await {
+                // An end that was lost is seen at the other.
+                let _ended = relay::pass(door, own, longest, watch).await;
+            }
+        });
+        let connecting = PgConnection::connect_with(&options);
         let mut connection = connecting.await.map_err(|error| failure::of_connect(&error))?;
         roles::check(&mut connection, &self.policy).await?;
-        Ok(connection)
+        Ok(Session { connection, overlong })
     }
 }
 
@@ -133,21 +145,28 @@ struct Shared {
     sessions: Mutex<Sessions>,
     /// One of [`Sessions::coming`] has come, or never will.
     came: Notify,
-    resets: TaskTracker,
+    /// Resets, and what carries the bytes of sessions.
+    tasks: TaskTracker,
     closed: CancellationToken,
+}
+
+/// A link to the database.
+struct Session {
+    connection: PgConnection,
+    overlong: Overlong,
 }
 
 /// Those that nobody uses.
 #[derive(Default)]
 struct Sessions {
-    idle: Vec<(PgConnection, Instant)>,
+    idle: Vec<(Session, Instant)>,
     /// How many are being reset.
     coming: usize,
 }
 
 /// What there is for who wants a session.
 enum Found {
-    Idle(PgConnection),
+    Idle(Session),
     /// Sooner than a new one could be opened.
     Coming,
     None,
@@ -156,7 +175,7 @@ enum Found {
 /// The use of one connection. Dropped, it closes the connection hard, which makes the door
 /// cancel what still runs; `reset` is the only way back into the pool.
 pub struct Lease {
-    connection: PgConnection,
+    session: Session,
     origin: Origin,
     pool: Arc<Shared>,
     permit: OwnedSemaphorePermit,
@@ -181,7 +200,7 @@ impl Pool {
             permits: Arc::new(Semaphore::new(settings.size)),
             sessions: Mutex::default(),
             came: Notify::new(),
-            resets: TaskTracker::new(),
+            tasks: TaskTracker::new(),
             closed: CancellationToken::new(),
         }))
     }
@@ -199,11 +218,11 @@ impl Pool {
                     .with_hint("try again when another call has ended")
             })?
             .map_err(|_closed| Failure::cancelled())?;
-        let (connection, origin) = match self.0.idle_session().await {
-            Some(connection) => (connection, Origin::Idle),
+        let (session, origin) = match self.0.idle_session().await {
+            Some(session) => (session, Origin::Idle),
             None => (self.0.open().await?, Origin::New),
         };
-        Ok(Lease { connection, origin, pool: Arc::clone(&self.0), permit })
+        Ok(Lease { session, origin, pool: Arc::clone(&self.0), permit })
     }
 
     /// Closes everything at once; statements that run are stopped.
@@ -228,27 +247,27 @@ impl Shared {
     fn find(&self) -> Found {
         let mut sessions = self.sessions();
         match sessions.idle.pop() {
-            Some((connection, _)) => Found::Idle(connection),
+            Some((session, _)) => Found::Idle(session),
             None if sessions.coming > 0 => Found::Coming,
             None => Found::None,
         }
     }
 
     /// One that is idle, or will be in a moment.
-    async fn idle_session(&self) -> Option<PgConnection> {
+    async fn idle_session(&self) -> Option<Session> {
         loop {
             // Made before the look: what comes in between is not missed.
             let came = self.came.notified();
             match self.find() {
-                Found::Idle(connection) => return Some(connection),
+                Found::Idle(session) => return Some(session),
                 Found::Coming => came.await,
                 Found::None => return None,
             }
         }
     }
 
-    async fn open(&self) -> Result<PgConnection, Failure> {
-        timeout(CONNECT_TIMEOUT, self.target.open()).await.map_err(|_elapsed| {
+    async fn open(&self) -> Result<Session, Failure> {
+        timeout(CONNECT_TIMEOUT, self.target.open(&self.tasks)).await.map_err(|_elapsed| {
             Failure::new(Code::UpstreamUnreachable, "no session was opened in time")
         })?
     }
@@ -256,7 +275,7 @@ impl Shared {
 
 impl Lease {
     pub(super) fn connection(&mut self) -> &mut PgConnection {
-        &mut self.connection
+        &mut self.session.connection
     }
 
     /// What may be done with it.
@@ -274,19 +293,32 @@ impl Lease {
         self.origin == Origin::Idle
     }
 
+    /// Why the session was lost, where it is known better than `failure` says.
+    pub(super) fn loss(&self, failure: Failure) -> Failure {
+        if !self.session.overlong.is_set() {
+            return failure;
+        }
+        let most = self.pool.target.longest_message >> 20;
+        Failure::new(
+            Code::LimitReached,
+            format!("a row or message of the database has more than {most} MiB; it was stopped"),
+        )
+        .with_hint("select less of it: left(x, 1000), substring(x from 1 for 1000), length(x)")
+    }
+
     /// Takes a session that lives in place of one that was idle. To be called before anything
     /// of a statement was sent on it: a statement is never sent twice.
     ///
     /// # Errors
     /// Those of opening one.
     pub(super) async fn replace(&mut self) -> Result<(), Failure> {
-        while let Found::Idle(mut connection) = self.pool.find() {
-            if is_alive(&mut connection).await {
-                self.connection = connection;
+        while let Found::Idle(mut session) = self.pool.find() {
+            if is_alive(&mut session.connection).await {
+                self.session = session;
                 return Ok(());
             }
         }
-        self.connection = self.pool.open().await?;
+        self.session = self.pool.open().await?;
         self.origin = Origin::New;
         Ok(())
     }
@@ -294,14 +326,14 @@ impl Lease {
     /// Does what is left to do, makes the session as good as new, and returns it to its pool;
     /// nobody needs to wait for that. A session with which it fails is closed.
     pub(crate) fn give_back(self, left: Left) {
-        let Self { mut connection, origin: _, pool, permit } = self;
+        let Self { mut session, origin: _, pool, permit } = self;
         pool.sessions().coming += 1;
         let coming = Coming { pool: Arc::clone(&pool), permit: Some(permit) };
-        pool.resets.spawn(async move {
-            let reset = timeout(CONNECT_TIMEOUT, reset(&mut connection, left));
+        pool.tasks.spawn(async move {
+            let reset = timeout(CONNECT_TIMEOUT, reset(&mut session.connection, left));
             let reset = coming.pool.closed.run_until_cancelled(reset).await;
             if let Some(Ok(Ok(()))) = reset {
-                coming.arrived(connection);
+                coming.arrived(session);
             }
         });
     }
@@ -314,11 +346,11 @@ struct Coming {
 }
 
 impl Coming {
-    fn arrived(self, connection: PgConnection) {
+    fn arrived(self, session: Session) {
         let mut sessions = self.pool.sessions();
         // Closing takes the lock to clear what is idle, after it has said so.
         if !self.pool.closed.is_cancelled() {
-            sessions.idle.push((connection, Instant::now()));
+            sessions.idle.push((session, Instant::now()));
         }
     }
 }

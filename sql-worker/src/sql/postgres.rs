@@ -113,7 +113,7 @@ async fn run(
                 Err(failure)
             }
         },
-        Err(Trouble { failure, after: After::Close }) => Err(failure),
+        Err(Trouble { failure, after: After::Close }) => Err(lease.loss(failure)),
         Err(Trouble { failure, after: After::Reset }) => {
             let left = scope.abandon();
             lease.give_back(left);

@@ -109,7 +109,7 @@ impl Cluster {
 
     /// As another role, read-only.
     pub(crate) fn target_as(&self, role: &str) -> Target {
-        Target::door(self.door(), "postgres", role, "token", LIMITS.statement_timeout)
+        Target::door(self.door(), "postgres", role, "token", &LIMITS)
     }
 
     /// The same, as connections are by default.
