@@ -300,7 +300,7 @@ impl App {
     /// token, when it expires, and the connection, masked.
     ///
     /// # Errors
-    /// The broker's.
+    /// The broker's, and `LIMIT_REACHED` when the caller has too many.
     pub async fn create_token(
         &self,
         caller: &Principal,
@@ -311,7 +311,9 @@ impl App {
         if !masked.has_credential {
             return Err(Failure::credential_missing(&masked.name));
         }
+        let slot = self.tokens.slot(caller)?;
         let (token, info) = self.broker.issue_token(connection, caller.subject(), ttl).await?;
+        slot.fill(&info);
         Ok((token, info.expires, masked))
     }
 
@@ -335,7 +337,9 @@ impl App {
     ) -> Result<(Token, SystemTime, Connection), Failure> {
         let masked = self.connection(connection).await?;
         let subject = caller.subject();
+        let slot = self.tokens.slot(caller)?;
         let (token, info) = self.broker.register_token(connection, login, subject, ttl).await?;
+        slot.fill(&info);
         Ok((token, info.expires, masked))
     }
 

@@ -9,12 +9,52 @@ use std::time::SystemTime;
 
 use super::{App, Principal};
 use crate::broker::{HandleInfo, Token};
-use crate::error::Failure;
+use crate::error::{Code, Failure};
 use crate::sql::{Lease, Pool, Target};
 
-/// The sessions under credential tokens, by the handle's public identifier.
+/// Tokens of one principal that have not expired, of those that this process made. The broker counts
+/// them all as this process's: without a bound one principal could use up what is for all.
+const MAX_TOKENS: usize = 256;
+
+/// The sessions under credential tokens, by the handle's public identifier, and how many tokens
+/// each principal has.
 #[derive(Debug, Default)]
-pub(super) struct Tokens(Mutex<HashMap<String, Entry>>);
+pub(super) struct Tokens {
+    sessions: Mutex<HashMap<String, Entry>>,
+    made: Mutex<HashMap<Principal, Made>>,
+}
+
+#[derive(Debug, Default)]
+struct Made {
+    /// Being asked for.
+    coming: usize,
+    /// By the handle's public identifier.
+    living: HashMap<String, SystemTime>,
+}
+
+/// The right to make one token.
+#[derive(Debug)]
+pub(super) struct Slot<'a> {
+    tokens: &'a Tokens,
+    principal: Principal,
+}
+
+impl Slot<'_> {
+    /// The token was made.
+    pub(super) fn fill(self, info: &HandleInfo) {
+        let mut made = self.tokens.made();
+        let own = made.entry(self.principal.clone()).or_default();
+        own.living.insert(info.id.clone(), info.expires);
+    }
+}
+
+impl Drop for Slot<'_> {
+    fn drop(&mut self) {
+        if let Some(own) = self.tokens.made().get_mut(&self.principal) {
+            own.coming = own.coming.saturating_sub(1);
+        }
+    }
+}
 
 #[derive(Debug)]
 struct Entry {
@@ -27,6 +67,22 @@ struct Entry {
 pub(super) struct Checked(HandleInfo);
 
 impl Tokens {
+    /// Room for one more token of the caller's.
+    ///
+    /// # Errors
+    /// `LIMIT_REACHED`.
+    pub(super) fn slot(&self, caller: &Principal) -> Result<Slot<'_>, Failure> {
+        let (now, mut made) = (SystemTime::now(), self.made());
+        let own = made.entry(caller.clone()).or_default();
+        own.living.retain(|_, expires| *expires > now);
+        if own.coming + own.living.len() >= MAX_TOKENS {
+            return Err(Failure::new(Code::LimitReached, "too many credential tokens")
+                .with_hint("revoke those that are no longer needed, or give them less time"));
+        }
+        own.coming += 1;
+        Ok(Slot { tokens: self, principal: caller.clone() })
+    }
+
     /// Asks the broker what the token is, and whether it is the caller's.
     pub(super) async fn check(
         &self,
@@ -66,10 +122,17 @@ impl Tokens {
         if let Some(entry) = self.map().remove(&checked.0.id) {
             entry.pool.close();
         }
+        for own in self.made().values_mut() {
+            own.living.remove(&checked.0.id);
+        }
     }
 
     /// Closes what is idle, and everything of handles that have expired.
     pub(super) fn sweep(&self, now: SystemTime) {
+        self.made().retain(|_, own| {
+            own.living.retain(|_, expires| *expires > now);
+            own.coming > 0 || !own.living.is_empty()
+        });
         self.map().retain(|_, entry| {
             let lives = entry.expires > now;
             if lives {
@@ -115,6 +178,10 @@ impl Tokens {
     }
 
     fn map(&self) -> MutexGuard<'_, HashMap<String, Entry>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn made(&self) -> MutexGuard<'_, HashMap<Principal, Made>> {
+        self.made.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -248,6 +248,26 @@ async fn a_token_is_its_principals_alone() {
 }
 
 #[tokio::test]
+async fn one_principal_has_so_many_tokens_and_no_more() {
+    let mut client = Client::start_with("[limits]\ncalls_per_second = 1000\n").await;
+    let make = || json!({"database": "main_db", "expiry_minutes": 1440});
+    let mut last = String::new();
+    for _ in 0..256 {
+        let made = client.call("create_credential_token", make()).await;
+        made["credential_token"].as_str().unwrap().clone_into(&mut last);
+    }
+    let refused = client.call("create_credential_token", make()).await;
+    assert_eq!(refused["error"]["code"], "LIMIT_REACHED");
+    // Another principal's are another matter, and so is one that was given up.
+    let other = Principal::unix(4242).unwrap();
+    let ttl = Duration::from_secs(60);
+    client.app.create_token(&other, "main_db", ttl).await.unwrap();
+    client.call("revoke_credential_token", json!({"credential_token": last})).await;
+    assert_eq!(client.call("create_credential_token", make()).await["success"], true);
+    assert_eq!(client.call("create_credential_token", make()).await["success"], false);
+}
+
+#[tokio::test]
 async fn cancelled_calls_stop_in_the_database() {
     let mut client = Client::start().await;
     let cluster = Arc::clone(&client.broker.cluster);
