@@ -35,6 +35,9 @@ mod readonly;
 #[path = "suite/statements.rs"]
 mod statements;
 #[cfg(test)]
+#[path = "suite/strangers.rs"]
+mod strangers;
+#[cfg(test)]
 #[path = "suite/tools.rs"]
 mod tools;
 #[cfg(test)]

@@ -7,6 +7,7 @@
 
 mod bearer;
 mod gate;
+mod places;
 mod sessions;
 mod turns;
 
@@ -29,12 +30,12 @@ use rmcp::ErrorData;
 use rmcp::model::{ClientJsonRpcMessage, ServerJsonRpcMessage};
 use rmcp::transport::streamable_http_server::{StreamableHttpServerConfig, StreamableHttpService};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::bearer::Bearers;
+use self::places::{Place, Places};
 use self::sessions::Sessions;
 use self::turns::Turns;
 use super::MAX_MESSAGE;
@@ -46,7 +47,6 @@ use crate::socket::{EXHAUSTED_PAUSE, is_exhausted};
 
 /// The one path that is served.
 const PATH: &str = "/mcp";
-const MAX_CONNECTIONS: usize = 512;
 const MAX_HEADERS: usize = 64;
 /// Bytes of a request's head.
 const MAX_HEAD: usize = 32 << 10;
@@ -134,14 +134,11 @@ impl Listener {
             (Service::new(service, Arc::new(sessions), protocol), Turns::default())
         });
         let door = Arc::new(Door { port: self.address.port(), services });
-        let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let places = Places::default();
         tracing::info!(address = %self.address, path = PATH, "serving MCP");
-        while let Some((stream, slot)) = accept(&listener, &connections, &stop).await {
+        while let Some((stream, place)) = accept(&listener, &places, &stop).await {
             let (door, stop) = (Arc::clone(&door), stop.clone());
-            tasks.spawn(async move {
-                door.serve(stream, stop).await;
-                drop(slot);
-            });
+            tasks.spawn(door.serve(stream, place, stop));
         }
         tasks.close();
         // Calls have been cancelled, and answers leave; streams that wait for nothing are cut.
@@ -166,14 +163,15 @@ fn protocol(streams: CancellationToken) -> StreamableHttpServerConfig {
 
 async fn accept(
     listener: &TcpListener,
-    connections: &Arc<Semaphore>,
+    places: &Places,
     stop: &CancellationToken,
-) -> Option<(TcpStream, tokio::sync::OwnedSemaphorePermit)> {
+) -> Option<(TcpStream, Place)> {
     loop {
-        // Those beyond it wait in the kernel.
-        let slot = stop.run_until_cancelled(Arc::clone(connections).acquire_owned()).await?.ok()?;
         match stop.run_until_cancelled(listener.accept()).await? {
-            Ok((stream, _)) => return Some((stream, slot)),
+            Ok((stream, _)) => {
+                let place = stop.run_until_cancelled(places.take()).await??;
+                return Some((stream, place));
+            }
             Err(error) if is_exhausted(&error) => {
                 tracing::warn!(%error, "cannot accept: out of descriptors or memory");
                 tokio::time::sleep(EXHAUSTED_PAUSE).await;
@@ -190,10 +188,12 @@ struct Door {
 }
 
 impl Door {
-    async fn serve(self: Arc<Self>, stream: TcpStream, stop: CancellationToken) {
+    async fn serve(self: Arc<Self>, stream: TcpStream, place: Place, stop: CancellationToken) {
+        let closed = place.closed();
+        let place = Arc::new(place);
         let service = service_fn(move |request| {
-            let door = Arc::clone(&self);
-            async move { Ok::<_, Infallible>(door.answer(request).await) }
+            let (door, place) = (Arc::clone(&self), Arc::clone(&place));
+            async move { Ok::<_, Infallible>(door.answer(request, &place).await) }
         });
         let mut connection = std::pin::pin!(
             http1::Builder::new()
@@ -205,6 +205,7 @@ impl Door {
         );
         let served = tokio::select! {
             served = connection.as_mut() => served,
+            () = closed.cancelled() => return,
             () = stop.cancelled() => {
                 connection.as_mut().graceful_shutdown();
                 connection.await
@@ -215,7 +216,7 @@ impl Door {
         }
     }
 
-    async fn answer(&self, request: Request<Incoming>) -> Answer {
+    async fn answer(&self, request: Request<Incoming>, place: &Place) -> Answer {
         if let Err(refused) = gate::check(request.uri(), request.headers(), self.port) {
             return text(StatusCode::FORBIDDEN, refused.as_str());
         }
@@ -231,7 +232,7 @@ impl Door {
             answer.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
             return answer;
         };
-        let Some(turn) = turns.take() else {
+        let Some(turn) = turns.take(place) else {
             let mut answer =
                 text(StatusCode::SERVICE_UNAVAILABLE, "too many requests of this bearer at once");
             answer.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));

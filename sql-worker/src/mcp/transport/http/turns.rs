@@ -8,6 +8,8 @@ use std::task::{Context, Poll};
 use hyper::body::{Body, Frame, SizeHint};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::places::{Busy, Place};
+
 /// Requests of one principal at once, streams that wait included.
 const MAX_REQUESTS: usize = 128;
 
@@ -19,6 +21,7 @@ pub(super) struct Turns(Arc<Semaphore>);
 #[derive(Debug)]
 pub(super) struct Turn {
     _given_back_on_drop: OwnedSemaphorePermit,
+    _connection: Busy,
 }
 
 /// An answer that is over when its last byte is.
@@ -35,12 +38,10 @@ impl Default for Turns {
 }
 
 impl Turns {
-    /// `None` when all are taken.
-    pub(super) fn take(&self) -> Option<Turn> {
-        Arc::clone(&self.0)
-            .try_acquire_owned()
-            .ok()
-            .map(|permit| Turn { _given_back_on_drop: permit })
+    /// `None` when all are taken. `place` is that of the connection that the request came by.
+    pub(super) fn take(&self, place: &Place) -> Option<Turn> {
+        let permit = Arc::clone(&self.0).try_acquire_owned().ok()?;
+        Some(Turn { _given_back_on_drop: permit, _connection: place.begin() })
     }
 }
 
