@@ -10,6 +10,7 @@ mod inspect;
 mod principal;
 mod rate;
 mod references;
+mod room;
 mod tokens;
 
 use std::collections::HashMap;
@@ -28,6 +29,7 @@ pub use self::inspect::{Described, Description, Subject};
 pub use self::principal::{Name, Principal};
 use self::rate::Rates;
 use self::references::References;
+pub use self::room::{Room, Share};
 use self::tokens::Tokens;
 use crate::broker::{Broker, Connection, Destination, Login, Token};
 use crate::config::{Config, InlineSecrets, ToolSet};
@@ -80,6 +82,7 @@ pub struct App {
     config: Config,
     calls: Semaphore,
     rates: Rates,
+    rooms: Mutex<HashMap<Principal, Room>>,
     own: Mutex<HashMap<(Principal, String), Arc<Access>>>,
     tokens: Tokens,
     references: References,
@@ -93,6 +96,7 @@ impl App {
         Self {
             calls: Semaphore::new(config.concurrency),
             rates: Rates::new(config.calls_per_second),
+            rooms: Mutex::default(),
             own: Mutex::default(),
             tokens: Tokens::default(),
             references: References::default(),
@@ -108,6 +112,13 @@ impl App {
     /// `LIMIT_REACHED`.
     pub fn admit(&self, caller: &Principal) -> Result<(), Failure> {
         self.rates.take(caller, Instant::now())
+    }
+
+    /// What bounds the caller's large calls; one for all of the caller's connections.
+    #[must_use]
+    pub fn room(&self, caller: &Principal) -> Room {
+        let mut rooms = self.rooms.lock().unwrap_or_else(PoisonError::into_inner);
+        rooms.entry(caller.clone()).or_default().clone()
     }
 
     /// Which tools are offered.

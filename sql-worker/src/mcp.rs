@@ -79,7 +79,7 @@ pub async fn serve<R, W>(
     W: AsyncWrite + Send + Unpin + 'static,
 {
     let ended = stop.child_token();
-    let (lines, writing) = Lines::new(input, output, ended.clone(), patience);
+    let (lines, writing) = Lines::new(input, output, ended.clone(), patience, app.room(&caller));
     let server = Handler::new(app, caller, ended.clone());
     // rmcp watches `stop` itself. It is not told of the end of input, so that it answers what
     // it has already read.

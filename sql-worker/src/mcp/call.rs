@@ -17,12 +17,16 @@ use super::progress::reported;
 use super::tool::{Entry, Outcome};
 use super::trace::TraceParent;
 use super::untrusted;
-use crate::app::{App, Principal};
+use crate::app::{App, Principal, Share};
 use crate::error::{Code, Failure};
 
 /// Fires when nobody is left who would get a call's answer; rides in a request's extensions.
 #[derive(Debug, Clone)]
 pub(super) struct Gone(pub(super) CancellationToken);
+
+/// What a large request takes of its principal's room, or why there was none; rides there too.
+#[derive(Debug, Clone)]
+pub(super) struct Weight(pub(super) Result<Share, Failure>);
 
 /// Does what `entry` says. A refusal is a result too, with `isError`.
 pub(super) async fn answer(
@@ -37,6 +41,7 @@ pub(super) async fn answer(
     let gone = context.extensions.get::<Gone>().map(|gone| gone.0.clone()).unwrap_or_default();
     let outcome = tokio::select! {
         biased;
+        failure = none_for(context) => Err(failure),
         () = context.ct.cancelled() => Err(Failure::cancelled()),
         () = gone.cancelled() => Err(Failure::cancelled()),
         () = ended.cancelled() => Err(Failure::cancelled()),
@@ -53,6 +58,14 @@ pub(super) async fn answer(
         "call"
     );
     untrusted::result(outcome)
+}
+
+/// Why there was no room for the request; else it never ends.
+async fn none_for(context: &RequestContext<RoleServer>) -> Failure {
+    match context.extensions.get::<Weight>() {
+        Some(Weight(Err(failure))) => failure.clone(),
+        Some(Weight(Ok(_))) | None => std::future::pending().await,
+    }
 }
 
 pub(super) fn millis(since: Instant) -> u64 {

@@ -12,7 +12,7 @@ use tonic::metadata::MetadataMap;
 use tonic::{Response, Status};
 
 use super::status;
-use crate::app::{App, Principal};
+use crate::app::{App, Principal, Share};
 use crate::error::{Code, Failure};
 
 /// Who calls what, until when.
@@ -24,6 +24,7 @@ pub(super) struct Call {
     started: Instant,
     deadline: Option<tokio::time::Instant>,
     stop: CancellationToken,
+    share: Option<Result<Share, Failure>>,
 }
 
 impl Call {
@@ -37,7 +38,12 @@ impl Call {
         let given = metadata.get("grpc-timeout").and_then(|value| value.to_str().ok());
         let deadline =
             given.and_then(span).and_then(|span| tokio::time::Instant::now().checked_add(span));
-        Self { app, caller, verb, started: Instant::now(), deadline, stop }
+        Self { app, caller, verb, started: Instant::now(), deadline, stop, share: None }
+    }
+
+    /// With what it takes of its caller's room, or why there was none.
+    pub(super) fn with_share(self, share: Result<Share, Failure>) -> Self {
+        Self { share: Some(share), ..self }
     }
 
     /// The answer of a call that has one. Dropping the future stops what it does.
@@ -56,6 +62,9 @@ impl Call {
         work: impl Future<Output = Result<T, Failure>>,
     ) -> Result<T, Failure> {
         self.app.admit(&self.caller)?;
+        if let Some(Err(none)) = &self.share {
+            return Err(none.clone());
+        }
         let over = async {
             match self.deadline {
                 Some(deadline) => sleep_until(deadline).await,

@@ -10,6 +10,7 @@ use credbroker_proto::v1::{
     ExplainQueryRequest, ExplainQueryResponse, ListSqlConnectionsRequest,
     ListSqlConnectionsResponse, RevokeCredentialTokenRequest, RevokeCredentialTokenResponse,
 };
+use prost::Message;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::{Request, Response, Status};
@@ -45,10 +46,12 @@ impl Service {
         Self { app, caller, stop, lost, tasks }
     }
 
-    fn begin<T>(&self, verb: &'static str, request: Request<T>) -> (Call, T) {
+    fn begin<T: Message>(&self, verb: &'static str, request: Request<T>) -> (Call, T) {
         let Self { app, caller, stop, .. } = self;
         let (app, caller, stop) = (Arc::clone(app), caller.clone(), stop.clone());
-        (Call::new(verb, app, caller, stop, request.metadata()), request.into_inner())
+        let share = app.room(&caller).take(request.get_ref().encoded_len());
+        let call = Call::new(verb, app, caller, stop, request.metadata());
+        (call.with_share(share), request.into_inner())
     }
 }
 

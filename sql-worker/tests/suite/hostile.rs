@@ -161,3 +161,31 @@ async fn the_widest_rows_are_bounded() {
     let grown = high_water() - before;
     assert!(grown < 4 * ROOM, "{grown} bytes");
 }
+
+/// A megabyte of JSON is sixteen of values, and calls wait for their turn.
+#[tokio::test]
+async fn large_calls_that_wait_are_few() {
+    let mut client = Client::start_with("[limits]\nconcurrency = 1\n").await;
+    let sleep = json!({"database": "main_db", "sql": "select pg_sleep(2) as large_marker"});
+    client.post("tools/call", json!({"name": "execute_sql", "arguments": sleep})).await;
+    Cluster::get().wait_running("as large_marker", 1, Duration::from_secs(5)).await;
+    let before = high_water();
+    let large = json!({"database": "main_db", "sql": "select cardinality($1::int4[])",
+        "params": [vec![1; 500_000]]});
+    let calls = 40;
+    for _ in 0..calls {
+        let large = json!({"name": "execute_sql", "arguments": large});
+        client.post("tools/call", large).await;
+    }
+    let (mut done, mut refused) = (0, 0);
+    for _ in 0..=calls {
+        let answer = client.receive().await;
+        match answer["result"]["structuredContent"]["success"].as_bool() {
+            Some(true) => done += 1,
+            Some(false) | None => refused += 1,
+        }
+    }
+    let grown = high_water() - before;
+    assert!(grown < 6 * ROOM, "{grown} bytes");
+    assert!(done > 1 && refused > 0, "{done} {refused}");
+}

@@ -58,7 +58,7 @@ impl Client {
         self.to.write_all(format!("{message}\n").as_bytes()).await.unwrap();
     }
 
-    async fn receive(&mut self) -> Value {
+    pub(crate) async fn receive(&mut self) -> Value {
         let line = tokio::time::timeout(Duration::from_secs(20), self.from.next_line()).await;
         serde_json::from_str(&line.unwrap().unwrap().unwrap()).unwrap()
     }
@@ -70,7 +70,7 @@ impl Client {
         answer
     }
 
-    async fn post(&mut self, method: &str, params: Value) -> u64 {
+    pub(crate) async fn post(&mut self, method: &str, params: Value) -> u64 {
         let id = self.next;
         self.next += 1;
         let request = json!({"jsonrpc": "2.0", "id": id, "method": method, "params": params});

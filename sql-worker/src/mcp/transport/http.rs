@@ -128,10 +128,11 @@ impl Listener {
         let services = self.bearers.each(|principal| {
             let (app, stop) = (Arc::clone(&app), stop.clone());
             let sessions = Sessions::new(self.session_idle, tasks.clone());
+            let turns = Turns::new(app.room(&principal));
             let service =
                 move || Ok(Handler::new(Arc::clone(&app), principal.clone(), stop.child_token()));
             let protocol = protocol(streams.clone());
-            (Service::new(service, Arc::new(sessions), protocol), Turns::default())
+            (Service::new(service, Arc::new(sessions), protocol), turns)
         });
         let door = Arc::new(Door { port: self.address.port(), services });
         let places = Places::default();
@@ -232,17 +233,13 @@ impl Door {
             answer.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
             return answer;
         };
-        let Some(turn) = turns.take(place) else {
-            let mut answer =
-                text(StatusCode::SERVICE_UNAVAILABLE, "too many requests of this bearer at once");
-            answer.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
-            return answer;
-        };
+        let Some(mut turn) = turns.take(place) else { return busy() };
         let (mut head, body) = request.into_parts();
         head.headers.remove(AUTHORIZATION);
         let body = if head.method == Method::POST {
             match message(body).await {
-                Ok(message) => message,
+                Ok(message) if turns.weigh(&mut turn, &message) => message,
+                Ok(_too_large_for_now) => return busy(),
                 Err(refusal) => return refusal,
             }
         } else {
@@ -251,6 +248,14 @@ impl Door {
         let answer = service.handle(Request::from_parts(head, Full::new(body))).await;
         answer.map(|body| turn.until_the_end_of(body).boxed())
     }
+}
+
+/// The answer to a bearer of whom too much is in the works.
+fn busy() -> Answer {
+    let mut answer =
+        text(StatusCode::SERVICE_UNAVAILABLE, "too many requests of this bearer at once");
+    answer.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
+    answer
 }
 
 /// A body that is a message, read whole.

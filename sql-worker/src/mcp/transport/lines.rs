@@ -18,10 +18,14 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::MAX_MESSAGE;
+use crate::app::Room;
+use crate::mcp::call::Weight;
 
 /// Answers that wait for a peer to read them. While there are so many, nothing more is read
 /// from it.
 const QUEUE: usize = 16;
+/// Bytes of a line's memory that are kept for the next.
+const KEPT: usize = 16 << 10;
 
 /// A peer that writes and reads lines.
 #[derive(Debug)]
@@ -33,6 +37,7 @@ pub(in crate::mcp) struct Lines<R> {
     /// Absent once closed.
     queue: Option<mpsc::Sender<Vec<u8>>>,
     ended: CancellationToken,
+    room: Room,
 }
 
 /// What was read.
@@ -51,6 +56,7 @@ impl<R: AsyncRead + Send + Unpin> Lines<R> {
         output: W,
         ended: CancellationToken,
         patience: Option<Duration>,
+        room: Room,
     ) -> (Self, impl Future<Output = ()> + Send)
     where
         W: AsyncWrite + Send + Unpin,
@@ -58,7 +64,8 @@ impl<R: AsyncRead + Send + Unpin> Lines<R> {
         let (queue, lines) = mpsc::channel(QUEUE);
         let writer = write(output, lines, ended.clone(), patience);
         let input = BufReader::new(input);
-        (Self { input, line: Vec::new(), skipping: false, queue: Some(queue), ended }, writer)
+        let (line, queue) = (Vec::new(), Some(queue));
+        (Self { input, line, skipping: false, queue, ended, room }, writer)
     }
 
     /// Cancel safe: what was read of a line is kept.
@@ -112,9 +119,12 @@ impl<R: AsyncRead + Send + Unpin + 'static> Transport<RoleServer> for Lines<R> {
             let refusal = match (room.is_some(), self.read().await) {
                 (true, Ok(Read::Line)) => match parse(&self.line) {
                     Ok(message) => {
+                        let weight = Weight(self.room.take(self.line.len()));
                         self.line.clear();
-                        if message.is_some() {
-                            return message;
+                        self.line.shrink_to(KEPT);
+                        if let Some(mut message) = message {
+                            message.insert_extension(weight);
+                            return Some(message);
                         }
                         continue;
                     }
@@ -209,7 +219,7 @@ mod tests {
         let (to, input) = tokio::io::duplex(1 << 20);
         let (output, from) = tokio::io::duplex(room);
         let ended = CancellationToken::new();
-        let (lines, writing) = Lines::new(input, output, ended.clone(), None);
+        let (lines, writing) = Lines::new(input, output, ended.clone(), None, Room::default());
         let mut writer = tokio::task::JoinSet::new();
         writer.spawn(writing);
         (lines, Peer { to, from, ended, writer })

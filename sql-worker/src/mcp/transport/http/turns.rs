@@ -9,19 +9,24 @@ use hyper::body::{Body, Frame, SizeHint};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::places::{Busy, Place};
+use crate::app::{Room, Share};
 
 /// Requests of one principal at once, streams that wait included.
 const MAX_REQUESTS: usize = 128;
 
 /// The turns of one principal.
 #[derive(Debug)]
-pub(super) struct Turns(Arc<Semaphore>);
+pub(super) struct Turns {
+    requests: Arc<Semaphore>,
+    room: Room,
+}
 
 /// The right to one request.
 #[derive(Debug)]
 pub(super) struct Turn {
     _given_back_on_drop: OwnedSemaphorePermit,
     _connection: Busy,
+    share: Option<Share>,
 }
 
 /// An answer that is over when its last byte is.
@@ -31,17 +36,22 @@ pub(super) struct Held<B> {
     _turn: Turn,
 }
 
-impl Default for Turns {
-    fn default() -> Self {
-        Self(Arc::new(Semaphore::new(MAX_REQUESTS)))
-    }
-}
-
 impl Turns {
+    /// Those of a principal who has `room`.
+    pub(super) fn new(room: Room) -> Self {
+        Self { requests: Arc::new(Semaphore::new(MAX_REQUESTS)), room }
+    }
+
     /// `None` when all are taken. `place` is that of the connection that the request came by.
     pub(super) fn take(&self, place: &Place) -> Option<Turn> {
-        let permit = Arc::clone(&self.0).try_acquire_owned().ok()?;
-        Some(Turn { _given_back_on_drop: permit, _connection: place.begin() })
+        let permit = Arc::clone(&self.requests).try_acquire_owned().ok()?;
+        Some(Turn { _given_back_on_drop: permit, _connection: place.begin(), share: None })
+    }
+
+    /// Whether there is room for the body of a request, which `turn` then has.
+    pub(super) fn weigh(&self, turn: &mut Turn, body: &[u8]) -> bool {
+        turn.share = self.room.take(body.len()).ok();
+        turn.share.is_some()
     }
 }
 
