@@ -94,6 +94,10 @@ async fn run(
             "what runs outside of a transaction cannot be looked at, and is not offered here";
         return Err(Failure::new(Code::AccessDenied, what));
     }
+    if mode == Mode::Write && statement.is_grant() && !policy.guard.is_open() {
+        let what = "GRANT and REVOKE do not tell which tables they use, and are not offered here";
+        return Err(Failure::new(Code::AccessDenied, what));
+    }
     let mut scope = Scope::open(&mut lease, mode).await?;
     let call = Call { statement, mode, format, limits, policy: &policy };
     let outcome = call.run(scope.connection(), sink).await;

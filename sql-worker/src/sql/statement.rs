@@ -107,6 +107,11 @@ impl<'a> Statement<'a> {
         self.bound.begins_with(&["insert", "update", "delete", "merge"])
     }
 
+    /// Whether it changes who may use a table, for which the server locks none.
+    pub(super) fn is_grant(&self) -> bool {
+        self.bound.begins_with(&["grant", "revoke"])
+    }
+
     /// Whether it begins as a statement does that only asks. An empty one does.
     pub(super) fn is_query(&self) -> bool {
         self.bound.begins_with(&QUERIES) || self.bound.is_empty()

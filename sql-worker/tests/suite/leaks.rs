@@ -138,3 +138,21 @@ async fn an_error_while_planning_is_withheld() {
         }
     }
 }
+
+/// The server takes no lock for them.
+#[tokio::test]
+async fn nothing_is_granted_on_a_table_that_is_not_offered() {
+    let cluster = Cluster::get();
+    prepare(
+        &cluster,
+        &["create schema granted", "create table granted.a (n int4)", "create table granted.b ()"],
+    )
+    .await;
+    let pool = pool(&cluster, &[], Some(&["granted.b"]), Policy::read_write());
+    for sql in ["grant select on granted.a to public", "/**/ revoke all on granted.a from app"] {
+        let failure = run(&pool, sql, Params::None).await.unwrap_err();
+        assert_eq!(failure.code(), Code::AccessDenied, "{sql}: {failure}");
+    }
+    let acl = "select relacl is null from pg_class where oid = 'granted.a'::regclass";
+    assert_eq!(rows(run(&pool, acl, Params::None).await.unwrap()), [serde_json::json!([true])]);
+}
