@@ -19,7 +19,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use futures_util::future::join_all;
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
@@ -41,6 +41,9 @@ use crate::sql::{
 
 /// How often idle sessions are looked for.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(10);
+
+/// How long the broker may take to see that sessions were closed.
+const RELEASE: Duration = Duration::from_millis(100);
 
 /// Under whose right a statement runs.
 #[derive(Debug, Clone, Copy)]
@@ -70,10 +73,16 @@ pub struct Request<'a> {
 
 /// A statement that has its turn and its session.
 struct Ready<'a> {
-    _running: SemaphorePermit<'a>,
+    _running: Turn<'a>,
     lease: Lease,
     statement: Statement<'a>,
     limits: Limits,
+}
+
+/// The right to run one statement: the caller's, and of all.
+struct Turn<'a> {
+    _own: OwnedSemaphorePermit,
+    _of_all: SemaphorePermit<'a>,
 }
 
 /// All that the worker holds.
@@ -114,11 +123,13 @@ impl App {
         self.rates.take(caller, Instant::now())
     }
 
-    /// What bounds the caller's large calls; one for all of the caller's connections.
+    /// What bounds the caller, on all of the caller's connections together.
     #[must_use]
     pub fn room(&self, caller: &Principal) -> Room {
         let mut rooms = self.rooms.lock().unwrap_or_else(PoisonError::into_inner);
-        rooms.entry(caller.clone()).or_default().clone()
+        let all = self.config.concurrency;
+        let turns = if caller.shares() { all - all / 4 } else { all };
+        rooms.entry(caller.clone()).or_insert_with(|| Room::new(turns)).clone()
     }
 
     /// Which tools are offered.
@@ -191,7 +202,7 @@ impl App {
         let limits = with_max_rows(connection.limits, request.max_rows)?;
         let access = connection.policy.access.narrowed(request.readonly)?;
         let statement = Statement::parse(request.sql, &request.params)?.with_access(access);
-        let _running = self.turn().await?;
+        let _running = self.turn(caller).await?;
         let lease = self.lease(caller, source).await?;
         Ok(Ready { _running, lease, statement, limits })
     }
@@ -238,14 +249,20 @@ impl App {
     }
 
     /// Waits until a further statement may run.
-    async fn turn(&self) -> Result<SemaphorePermit<'_>, Failure> {
-        timeout(self.config.pool.wait, self.calls.acquire())
+    async fn turn(&self, caller: &Principal) -> Result<Turn<'_>, Failure> {
+        let turns = self.room(caller).turns();
+        // In this order: who has many waits among their own.
+        let taking = async {
+            let own = turns.acquire_owned().await?;
+            Ok(Turn { _own: own, _of_all: self.calls.acquire().await? })
+        };
+        timeout(self.config.pool.wait, taking)
             .await
             .map_err(|_elapsed| {
                 Failure::new(Code::PoolTimeout, "too many statements run; nothing was run")
                     .with_hint("try again when another call has ended")
             })?
-            .map_err(|_closed| Failure::cancelled())
+            .map_err(|_closed: AcquireError| Failure::cancelled())
     }
 
     /// The name of the connection that `source` leads to.
@@ -257,7 +274,10 @@ impl App {
     }
 
     async fn lease(&self, caller: &Principal, source: Source<'_>) -> Result<Lease, Failure> {
-        let lease = self.open(caller, source).await;
+        let mut lease = self.open(caller, source).await;
+        if self.made_room(&lease).await {
+            lease = self.open(caller, source).await;
+        }
         match (&lease, self.connection_of(caller, source)) {
             (Err(refused), Some(name)) if refused.code() == Code::UpstreamRefused => {
                 self.require_credential(&name).await?;
@@ -265,6 +285,23 @@ impl App {
             }
             _ => lease,
         }
+    }
+
+    /// Whether what was refused for want of room may be had now. The broker counts the sessions of
+    /// all principals as this process's: those that nobody uses keep nobody out.
+    async fn made_room(&self, opened: &Result<Lease, Failure>) -> bool {
+        let refused = matches!(opened, Err(refused) if refused.code() == Code::LimitReached);
+        let made = refused && self.release_idle();
+        if made {
+            tokio::time::sleep(RELEASE).await;
+        }
+        made
+    }
+
+    /// Closes the sessions that nobody uses; whether there were any.
+    fn release_idle(&self) -> bool {
+        let of_accesses = self.accesses().iter().map(|access| access.release_idle()).sum::<usize>();
+        of_accesses + self.tokens.release_idle() > 0
     }
 
     /// The name of the connection that a source leads to, if the caller has it.
@@ -392,7 +429,11 @@ impl App {
     /// Opens a session and names what it is opened under.
     async fn keep_open(&self, caller: &Principal, access: Access) -> Result<String, Failure> {
         let access = Arc::new(access);
-        let lease = match access.lease(self).await {
+        let mut opened = access.lease(self).await;
+        if self.made_room(&opened).await {
+            opened = access.lease(self).await;
+        }
+        let lease = match opened {
             Err(refused) if refused.code() == Code::UpstreamRefused => {
                 self.require_credential(access.connection()).await?;
                 return Err(refused);

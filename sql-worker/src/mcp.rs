@@ -201,6 +201,7 @@ impl ServerHandler for Server {
         page: Option<PaginatedRequestParams>,
         context: RequestContext<RoleServer>,
     ) -> Result<ListResourcesResult, ErrorData> {
+        self.app.admit(&self.caller).map_err(|failure| resources::internal(&failure))?;
         let list = resources::list(&self.app, page);
         self.unless_ended(&context.ct, list).await
     }

@@ -48,6 +48,8 @@ mod mcp_hygiene;
 mod mcp_principals;
 #[path = "e2e/mcp_readonly.rs"]
 mod mcp_readonly;
+#[path = "e2e/mcp_sharing.rs"]
+mod mcp_sharing;
 #[path = "e2e/mcp_tools.rs"]
 mod mcp_tools;
 #[path = "e2e/mcp_transports.rs"]

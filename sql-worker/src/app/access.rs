@@ -97,6 +97,12 @@ impl Access {
         }
     }
 
+    /// Closes the sessions that nobody uses; gives how many there were.
+    pub(super) fn release_idle(&self) -> usize {
+        let live = self.live.try_lock().ok();
+        live.and_then(|live| live.as_ref().map(|live| live.pool.release_idle())).unwrap_or(0)
+    }
+
     async fn live(&self, app: &App) -> Result<Arc<Live>, Failure> {
         let mut slot = self.live.lock().await;
         if let Some(live) = slot.as_ref() {

@@ -100,7 +100,7 @@ impl App {
         query: &str,
     ) -> Result<Explanation, Failure> {
         let limits = self.config.connection(&self.name(caller, &source)?).limits;
-        let _running = self.turn().await?;
+        let _running = self.turn(caller).await?;
         let lease = self.lease(caller, source).await?;
         explain(lease, query, &limits).await
     }
@@ -140,7 +140,7 @@ impl App {
             max_cell_bytes: MAX_CELL_BYTES,
             ..configured
         };
-        let _running = self.turn().await?;
+        let _running = self.turn(caller).await?;
         let lease = self.lease(caller, source).await?;
         let Answer::Rows(set) = execute(lease, &statement, Format::Json, &limits).await? else {
             return Err(unreadable());

@@ -6,6 +6,9 @@
 /// `DEFAULT_OVERFLOWUID` of the kernel.
 const OVERFLOW_UID: u32 = 65534;
 
+/// With what the one on standard streams begins.
+const STDIO: &str = "stdio:";
+
 /// Who calls; also the subject of the handles made for them.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Principal(String);
@@ -14,7 +17,12 @@ impl Principal {
     /// Whoever started this process and holds its standard input.
     #[must_use]
     pub fn stdio() -> Self {
-        Self(format!("stdio:uid={}", rustix::process::getuid().as_raw()))
+        Self(format!("{STDIO}uid={}", rustix::process::getuid().as_raw()))
+    }
+
+    /// Whether there may be others in the same worker.
+    pub(super) fn shares(&self) -> bool {
+        !self.0.starts_with(STDIO)
     }
 
     /// The user who connected to a Unix socket, by SO_PEERCRED (unix(7)). `None` for the uid

@@ -1,8 +1,8 @@
-//! How much of large calls may be in the works for one principal.
+//! How much of the worker one principal may have at once.
 //!
 //! A call is read as values, which take up to thirty times the bytes that they came in, and may
-//! then wait for its turn. The rate of calls bounds the small ones; these are bounded by their
-//! sum.
+//! then wait for its turn. The rate of calls bounds the small ones; large ones are bounded by their
+//! sum. And whoever shares the worker with others never has all of the turns.
 
 use std::sync::Arc;
 
@@ -17,7 +17,10 @@ const MOST: usize = 4 << 20;
 
 /// What one principal has.
 #[derive(Debug, Clone)]
-pub struct Room(Arc<Semaphore>);
+pub struct Room {
+    large: Arc<Semaphore>,
+    turns: Arc<Semaphore>,
+}
 
 /// What one call takes of it, until the last clone is dropped.
 #[derive(Debug, Clone)]
@@ -25,13 +28,17 @@ pub struct Share(
     #[expect(dead_code, reason = "given back on drop")] Option<Arc<OwnedSemaphorePermit>>,
 );
 
-impl Default for Room {
-    fn default() -> Self {
-        Self(Arc::new(Semaphore::new(MOST)))
-    }
-}
-
 impl Room {
+    /// With so many statements at once.
+    pub(crate) fn new(turns: usize) -> Self {
+        Self { large: Arc::new(Semaphore::new(MOST)), turns: Arc::new(Semaphore::new(turns)) }
+    }
+
+    /// Of the principal's own turns.
+    pub(super) fn turns(&self) -> Arc<Semaphore> {
+        Arc::clone(&self.turns)
+    }
+
     /// Room for a call that came in `bytes`.
     ///
     /// # Errors
@@ -41,7 +48,7 @@ impl Room {
             return Ok(Share(None));
         }
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
-        match Arc::clone(&self.0).try_acquire_many_owned(bytes) {
+        match Arc::clone(&self.large).try_acquire_many_owned(bytes) {
             Ok(permit) => Ok(Share(Some(Arc::new(permit)))),
             Err(_too_many) => Err(Failure::new(
                 Code::LimitReached,
@@ -58,7 +65,7 @@ mod tests {
 
     #[test]
     fn large_calls_have_a_sum_and_small_ones_have_none() {
-        let room = Room::default();
+        let room = Room::new(1);
         let shares: Vec<Share> = (0..4).map(|_| room.take(1 << 20).unwrap()).collect();
         assert_eq!(room.take(SMALL + 1).unwrap_err().code(), Code::LimitReached);
         assert!(room.take(SMALL).is_ok());

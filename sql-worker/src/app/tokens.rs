@@ -144,6 +144,11 @@ impl Tokens {
         });
     }
 
+    /// Closes the sessions that nobody uses; gives how many there were.
+    pub(super) fn release_idle(&self) -> usize {
+        self.map().values().map(|entry| entry.pool.release_idle()).sum()
+    }
+
     /// Closes everything.
     pub(super) fn close(&self) {
         for (_, entry) in self.map().drain() {

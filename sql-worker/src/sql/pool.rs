@@ -232,6 +232,12 @@ impl Pool {
         self.0.sessions().idle.clear();
     }
 
+    /// Closes what nobody uses; gives how many there were.
+    #[must_use]
+    pub fn release_idle(&self) -> usize {
+        std::mem::take(&mut self.0.sessions().idle).len()
+    }
+
     /// Closes what was not used for a while.
     pub fn sweep(&self) {
         let limit = self.0.settings.idle;

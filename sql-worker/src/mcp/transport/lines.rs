@@ -219,7 +219,7 @@ mod tests {
         let (to, input) = tokio::io::duplex(1 << 20);
         let (output, from) = tokio::io::duplex(room);
         let ended = CancellationToken::new();
-        let (lines, writing) = Lines::new(input, output, ended.clone(), None, Room::default());
+        let (lines, writing) = Lines::new(input, output, ended.clone(), None, Room::new(1));
         let mut writer = tokio::task::JoinSet::new();
         writer.spawn(writing);
         (lines, Peer { to, from, ended, writer })
