@@ -26,7 +26,7 @@ fn sessions_that_nobody_uses_keep_nobody_out() {
         let opened = alice.call("connect_named_storage", &json!({ "connection_name": "main_db" }));
         assert!(!opened.is_error, "{}", opened.raw);
     }
-    assert_eventually!(database.backends() == 3);
+    assert_eventually!(database.backends() == 3, "alice has no sessions");
     let select = json!({ "database": "main_db", "sql": "SELECT 1" });
     let answer = bob.call("execute_sql", &select);
     assert!(!answer.is_error, "{}", answer.raw);
@@ -42,9 +42,9 @@ fn one_principal_does_not_have_all_turns() {
     let served = Served::http(&broker, &Identity::worker(), &["alice", "bob"], limits);
     let mut alice = served.client(Era::Stateless, "alice");
     let mut bob = served.client(Era::Stateless, "bob");
-    let sleep = json!({ "database": "main_db", "sql": "SELECT pg_sleep(20) AS turn" });
+    let sleep = json!({ "database": "main_db", "sql": "SELECT pg_sleep(60) AS turn" });
     let sleeping: Vec<_> = (0..8).map(|_| alice.start_call("execute_sql", &sleep)).collect();
-    assert_eventually!(database.running("AS turn") == 3);
+    assert_eventually!(database.running("AS turn") == 3, "alice has other than three turns");
     let started = Instant::now();
     let answer = bob.call("execute_sql", &json!({ "database": "main_db", "sql": "SELECT 1" }));
     assert!(!answer.is_error, "{}", answer.raw);

@@ -109,6 +109,10 @@ fn read(file: &Path) -> Result<Hash, String> {
     if metadata.mode() & 0o027 != 0 {
         return Err("others can read it: chmod 0600 it, or 0640 for this user's group".to_owned());
     }
+    if metadata.mode() & 0o040 != 0 && !is_own_group(metadata.gid()) {
+        let gid = metadata.gid();
+        return Err(format!("group {gid} can read it, which is not this user's: chmod 0600 it"));
+    }
     let mut text = String::new();
     let longest = u64::try_from(*LENGTH.end() + 2).unwrap_or(u64::MAX);
     opened.by_ref().take(longest).read_to_string(&mut text).map_err(|error| error.to_string())?;
@@ -121,6 +125,13 @@ fn read(file: &Path) -> Result<Hash, String> {
         ));
     }
     Ok(Hash::of(token))
+}
+
+/// Whether this process is in the group: as its own, or as one that a pod was given (fsGroup).
+fn is_own_group(gid: u32) -> bool {
+    let own = rustix::process::getegid().as_raw();
+    let others = rustix::process::getgroups().unwrap_or_default();
+    gid == own || others.iter().any(|other| other.as_raw() == gid)
 }
 
 #[cfg(test)]
@@ -187,6 +198,21 @@ mod tests {
         let same = load(&[("alice", ALICE, 0o600), ("bob", ALICE, 0o600)]).err().unwrap();
         assert!(same.contains("bob: it holds the token of another principal"), "{same}");
         assert!(!same.contains(ALICE));
+    }
+
+    #[test]
+    fn a_group_that_reads_it_is_ours() {
+        let gid = rustix::process::getegid().as_raw();
+        assert!(is_own_group(gid) && !is_own_group(gid.wrapping_add(54_321)));
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), ALICE).unwrap();
+        std::fs::set_permissions(file.path(), std::fs::Permissions::from_mode(0o640)).unwrap();
+        assert!(read(file.path()).is_ok());
+        std::os::unix::fs::chown(file.path(), None, Some(54_321)).unwrap();
+        assert!(read(file.path()).unwrap_err().starts_with("group 54321 can read it"));
     }
 
     #[test]
