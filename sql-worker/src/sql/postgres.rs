@@ -221,6 +221,11 @@ impl Call<'_> {
                 let what = "the result is too long to be looked at as a whole";
                 return Err(Trouble::close(Failure::new(Code::AccessDenied, what)));
             }
+            if self.mode == Mode::Write {
+                // What is left for the end of the transaction would not be looked at.
+                let now = "set constraints all immediate";
+                sqlx::raw_sql(now).execute(&mut *connection).await?;
+            }
             guard.confirm(connection, seen).await?;
             sink.columns(&plan.columns).await.map_err(Trouble::close)?;
         }

@@ -156,3 +156,29 @@ async fn nothing_is_granted_on_a_table_that_is_not_offered() {
     let acl = "select relacl is null from pg_class where oid = 'granted.a'::regclass";
     assert_eq!(rows(run(&pool, acl, Params::None).await.unwrap()), [serde_json::json!([true])]);
 }
+
+/// A constraint trigger runs when its transaction ends.
+#[tokio::test]
+async fn what_runs_at_the_end_is_looked_at_too() {
+    let cluster = Cluster::get();
+    prepare(
+        &cluster,
+        &[
+            "create schema later",
+            "create table later.users (email text)",
+            "insert into later.users values ('ada@example.com')",
+            "create table later.orders (note text)",
+            "create function later.copy() returns trigger language plpgsql as $$ begin \
+             if new.note = 'go' then insert into later.orders select email from later.users; \
+             end if; return null; end $$",
+            "create constraint trigger copy after insert on later.orders \
+             deferrable initially deferred for each row execute function later.copy()",
+        ],
+    )
+    .await;
+    let pool = pool(&cluster, &[], Some(&["later.orders"]), Policy::read_write());
+    let failure = run(&pool, "insert into later.orders values ('go')", Params::None).await;
+    assert_eq!(failure.unwrap_err().code(), Code::AccessDenied);
+    gives_nothing(&pool, "select note from later.orders").await;
+    run(&pool, "insert into later.orders values ('stay')", Params::None).await.unwrap();
+}
