@@ -305,8 +305,9 @@ impl Lease {
             return failure;
         }
         let most = self.pool.target.longest_message >> 20;
+        // Not LIMIT_REACHED: to try again is no use.
         Failure::new(
-            Code::LimitReached,
+            Code::Unsupported,
             format!("a row or message of the database has more than {most} MiB; it was stopped"),
         )
         .with_hint("select less of it: left(x, 1000), substring(x from 1 for 1000), length(x)")

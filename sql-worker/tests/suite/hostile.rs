@@ -65,7 +65,7 @@ async fn a_message_that_is_too_long_is_not_taken_in() {
     ] {
         let failure = run(&pool, sql, Params::None).await.err();
         let code = failure.map(|failure| failure.code());
-        assert_eq!(code, Some(Code::LimitReached), "{sql}");
+        assert_eq!(code, Some(Code::Unsupported), "{sql}");
         let grown = high_water() - before;
         assert!(grown < ROOM, "{sql}: {grown} bytes");
     }
