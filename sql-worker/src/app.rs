@@ -7,6 +7,7 @@
 mod access;
 mod cursors;
 mod inspect;
+mod opening;
 mod principal;
 mod rate;
 mod references;
@@ -19,13 +20,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use futures_util::future::join_all;
-use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore, SemaphorePermit};
-use tokio::time::timeout;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use self::access::Access;
 use self::cursors::Cursors;
 pub use self::inspect::{Described, Description, Subject};
+use self::opening::Turn;
 pub use self::principal::{Name, Principal};
 use self::rate::Rates;
 use self::references::References;
@@ -41,9 +42,6 @@ use crate::sql::{
 
 /// How often idle sessions are looked for.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(10);
-
-/// How long the broker may take to see that sessions were closed.
-const RELEASE: Duration = Duration::from_millis(100);
 
 /// Under whose right a statement runs.
 #[derive(Debug, Clone, Copy)]
@@ -77,12 +75,6 @@ struct Ready<'a> {
     lease: Lease,
     statement: Statement<'a>,
     limits: Limits,
-}
-
-/// The right to run one statement: the caller's, and of all.
-struct Turn<'a> {
-    _own: OwnedSemaphorePermit,
-    _of_all: SemaphorePermit<'a>,
 }
 
 /// All that the worker holds.
@@ -246,102 +238,6 @@ impl App {
             Answer::Rows(_) | Answer::Done { .. } => None,
         };
         Ok((answer, next))
-    }
-
-    /// Waits until a further statement may run.
-    async fn turn(&self, caller: &Principal) -> Result<Turn<'_>, Failure> {
-        let turns = self.room(caller).turns();
-        // In this order: who has many waits among their own.
-        let taking = async {
-            let own = turns.acquire_owned().await?;
-            Ok(Turn { _own: own, _of_all: self.calls.acquire().await? })
-        };
-        timeout(self.config.pool.wait, taking)
-            .await
-            .map_err(|_elapsed| {
-                Failure::new(Code::PoolTimeout, "too many statements run; nothing was run")
-                    .with_hint("try again when another call has ended")
-            })?
-            .map_err(|_closed: AcquireError| Failure::cancelled())
-    }
-
-    /// The name of the connection that `source` leads to.
-    fn name(&self, caller: &Principal, source: &Source<'_>) -> Result<String, Failure> {
-        Ok(match source {
-            Source::Own(connection) | Source::Token(connection, _) => (*connection).to_owned(),
-            Source::Reference(id) => self.references.find(caller, id)?.connection().to_owned(),
-        })
-    }
-
-    async fn lease(&self, caller: &Principal, source: Source<'_>) -> Result<Lease, Failure> {
-        let mut lease = self.open(caller, source).await;
-        if self.made_room(&lease).await {
-            lease = self.open(caller, source).await;
-        }
-        match (&lease, self.connection_of(caller, source)) {
-            (Err(refused), Some(name)) if refused.code() == Code::UpstreamRefused => {
-                self.require_credential(&name).await?;
-                lease
-            }
-            _ => lease,
-        }
-    }
-
-    /// Whether what was refused for want of room may be had now. The broker counts the sessions of
-    /// all principals as this process's: those that nobody uses keep nobody out.
-    async fn made_room(&self, opened: &Result<Lease, Failure>) -> bool {
-        let refused = matches!(opened, Err(refused) if refused.code() == Code::LimitReached);
-        let made = refused && self.release_idle();
-        if made {
-            tokio::time::sleep(RELEASE).await;
-        }
-        made
-    }
-
-    /// Closes the sessions that nobody uses; whether there were any.
-    fn release_idle(&self) -> bool {
-        let of_accesses = self.accesses().iter().map(|access| access.release_idle()).sum::<usize>();
-        of_accesses + self.tokens.release_idle() > 0
-    }
-
-    /// The name of the connection that a source leads to, if the caller has it.
-    fn connection_of(&self, caller: &Principal, source: Source<'_>) -> Option<String> {
-        match source {
-            Source::Own(name) | Source::Token(name, _) => Some(name.to_owned()),
-            Source::Reference(id) => {
-                self.references.find(caller, id).ok().map(|access| access.connection().to_owned())
-            }
-        }
-    }
-
-    /// Says so when the broker has no credential for a connection, and who can help.
-    async fn require_credential(&self, name: &str) -> Result<(), Failure> {
-        match self.connection(name).await {
-            Ok(connection) if !connection.has_credential => {
-                Err(Failure::credential_missing(&connection.name))
-            }
-            Ok(_) | Err(_) => Ok(()),
-        }
-    }
-
-    async fn open(&self, caller: &Principal, source: Source<'_>) -> Result<Lease, Failure> {
-        match source {
-            Source::Token(connection, token) => {
-                self.tokens.lease(self, caller, connection, token).await
-            }
-            Source::Reference(id) => self.references.find(caller, id)?.lease(self).await,
-            Source::Own(connection) => {
-                let key = (caller.clone(), connection.to_owned());
-                let new = || Arc::new(Access::new(caller.clone(), connection.to_owned()));
-                let access = Arc::clone(self.own().entry(key).or_insert_with(new));
-                let lease = access.lease(self).await;
-                if lease.is_err() {
-                    // A name that led nowhere is not kept.
-                    self.own().retain(|_, access| !access.is_vacant());
-                }
-                lease
-            }
-        }
     }
 
     /// Issues a handle on a connection's own credential, for the caller alone. Returns the
