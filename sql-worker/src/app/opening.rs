@@ -51,10 +51,7 @@ impl App {
         caller: &Principal,
         source: Source<'_>,
     ) -> Result<Lease, Failure> {
-        let mut lease = self.open(caller, source).await;
-        if self.made_room(&lease).await {
-            lease = self.open(caller, source).await;
-        }
+        let lease = self.with_room(|| self.open(caller, source)).await;
         match (&lease, self.connection_of(caller, source)) {
             (Err(refused), Some(name)) if refused.code() == Code::UpstreamRefused => {
                 self.require_credential(&name).await?;
@@ -64,15 +61,19 @@ impl App {
         }
     }
 
-    /// Whether what was refused for want of room may be had now. The broker counts the sessions of
-    /// all principals as this process's: those that nobody uses keep nobody out.
-    pub(super) async fn made_room(&self, opened: &Result<Lease, Failure>) -> bool {
-        let refused = matches!(opened, Err(refused) if refused.code() == Code::LimitReached);
-        let made = refused && self.release_idle();
-        if made {
-            tokio::time::sleep(RELEASE).await;
+    /// Opens, and once more when sessions that nobody uses were in the way: the broker counts the
+    /// sessions of all principals as this process's.
+    pub(super) async fn with_room<F>(&self, open: impl Fn() -> F) -> Result<Lease, Failure>
+    where
+        F: Future<Output = Result<Lease, Failure>>,
+    {
+        match open().await {
+            Err(refused) if refused.code() == Code::LimitReached && self.release_idle() => {
+                tokio::time::sleep(RELEASE).await;
+                open().await
+            }
+            opened => opened,
         }
-        made
     }
 
     /// Closes the sessions that nobody uses; whether there were any.

@@ -28,6 +28,16 @@ pub(super) struct Gone(pub(super) CancellationToken);
 #[derive(Debug, Clone)]
 pub(super) struct Weight(pub(super) Result<Share, Failure>);
 
+impl Weight {
+    /// Whether there was room for a request. HTTP weighs its own before they are read.
+    fn check(context: &RequestContext<RoleServer>) -> Result<(), Failure> {
+        match context.extensions.get::<Self>() {
+            Some(Self(Err(failure))) => Err(failure.clone()),
+            Some(Self(Ok(_))) | None => Ok(()),
+        }
+    }
+}
+
 /// Does what `entry` says. A refusal is a result too, with `isError`.
 pub(super) async fn answer(
     app: &App,
@@ -39,13 +49,17 @@ pub(super) async fn answer(
 ) -> CallToolResult {
     let started = Instant::now();
     let gone = context.extensions.get::<Gone>().map(|gone| gone.0.clone()).unwrap_or_default();
+    let work = async {
+        app.admit(caller)?;
+        Weight::check(context)?;
+        run(app, caller, entry, arguments).await
+    };
     let outcome = tokio::select! {
         biased;
-        failure = none_for(context) => Err(failure),
         () = context.ct.cancelled() => Err(Failure::cancelled()),
         () = gone.cancelled() => Err(Failure::cancelled()),
         () = ended.cancelled() => Err(Failure::cancelled()),
-        outcome = reported(context, run(app, caller, entry, arguments)) => outcome,
+        outcome = reported(context, work) => outcome,
     };
     let code = outcome.as_ref().map_or_else(|failure| failure.code().as_str(), |_| "OK");
     let traceparent = context.meta.get_traceparent().and_then(TraceParent::parse);
@@ -60,20 +74,11 @@ pub(super) async fn answer(
     untrusted::result(outcome)
 }
 
-/// Why there was no room for the request; else it never ends.
-async fn none_for(context: &RequestContext<RoleServer>) -> Failure {
-    match context.extensions.get::<Weight>() {
-        Some(Weight(Err(failure))) => failure.clone(),
-        Some(Weight(Ok(_))) | None => std::future::pending().await,
-    }
-}
-
 pub(super) fn millis(since: Instant) -> u64 {
     u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
 }
 
 async fn run(app: &App, caller: &Principal, entry: &Entry, arguments: JsonObject) -> Outcome {
-    app.admit(caller)?;
     // What a call leaves behind when it unwinds is dropped with it: a session in the middle of
     // something is not given back to its pool.
     AssertUnwindSafe(entry.run(app, caller, arguments)).catch_unwind().await.unwrap_or_else(
