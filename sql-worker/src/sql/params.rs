@@ -326,13 +326,11 @@ mod tests {
 
     #[test]
     fn a_long_bytea_takes_linear_time() {
-        let bytes = vec![0xa5; 768 << 10];
-        let started = std::time::Instant::now();
+        // With a copy for each byte, this is still at it when the runner ends it.
+        let bytes = vec![0xa5; 4 << 20];
         let text = to_text(&json!(BASE64.encode(&bytes)), "bytea", 1).unwrap().unwrap();
         assert_eq!(text.len(), 2 + 2 * bytes.len());
         assert!(text.starts_with("\\xa5a5"));
-        // A copy for each byte takes minutes.
-        assert!(started.elapsed() < std::time::Duration::from_secs(5), "{:?}", started.elapsed());
     }
 
     #[test]

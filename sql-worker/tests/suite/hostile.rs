@@ -1,7 +1,7 @@
 //! Statements that are meant to cost the worker its memory or its time, or to speak to the model
 //! in the worker's own voice.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use credbroker_sql_worker::error::Code;
 use credbroker_sql_worker::sql::{Answer, Format, Limits, Params, Statement};
@@ -135,15 +135,16 @@ async fn no_words_of_a_database_come_without_marks() {
     }
 }
 
-#[tokio::test]
-async fn a_statement_of_many_names_costs_no_time() {
+#[test]
+fn a_statement_of_many_names_costs_no_time() {
     let names: Vec<String> = (0..30_000).map(|at| format!("n{at}")).collect();
     let sql = format!("select 1 where 0 in (:{})", names.join(",:"));
     assert!(sql.len() < 256 << 10);
     let params = Params::Named(names.into_iter().map(|name| (name, json!(1))).collect());
-    let started = Instant::now();
-    Statement::parse(&sql, &params).unwrap();
-    assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+    // Where each name is compared with all, one takes half a minute, and the runner ends this.
+    for _ in 0..30 {
+        Statement::parse(&sql, &params).unwrap();
+    }
 }
 
 #[tokio::test]

@@ -4,7 +4,7 @@ use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -42,7 +42,7 @@ impl Server {
 
     fn connect(&self) -> TcpStream {
         let stream = TcpStream::connect(&self.address).unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
         stream
     }
 
@@ -82,10 +82,9 @@ fn strangers_do_not_keep_a_client_out() {
             stream
         })
         .collect();
-    let started = Instant::now();
+    // Strangers may take half a minute for their heads; a client does not read for so long.
     let mut client = server.connect();
     assert_eq!(server.ping(&mut client), "HTTP/1.1 200");
-    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
     // The oldest of them was closed.
     let mut first = &strangers[0];
     assert_eq!(first.read(&mut [0]).unwrap_or(0), 0);

@@ -1,7 +1,5 @@
 //! Principals who share a worker: what one of them takes, the others are not short of.
 
-use std::time::{Duration, Instant};
-
 use credbroker_e2e::assert_eventually;
 use credbroker_e2e::broker::{Broker, Grant, Setup, Via};
 use credbroker_e2e::identity::Identity;
@@ -45,9 +43,9 @@ fn one_principal_does_not_have_all_turns() {
     let sleep = json!({ "database": "main_db", "sql": "SELECT pg_sleep(60) AS turn" });
     let sleeping: Vec<_> = (0..8).map(|_| alice.start_call("execute_sql", &sleep)).collect();
     assert_eventually!(database.running("AS turn") == 3, "alice has other than three turns");
-    let started = Instant::now();
     let answer = bob.call("execute_sql", &json!({ "database": "main_db", "sql": "SELECT 1" }));
     assert!(!answer.is_error, "{}", answer.raw);
-    assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+    // Alice's went on meanwhile: nobody had to end for Bob.
+    assert_eq!(database.running("AS turn"), 3);
     drop(sleeping);
 }
