@@ -9,11 +9,15 @@
 //! Clients end by the hand of the thread on which their sessions live, all of its own in one go and
 //! before any task is woken. So nothing is written to a client beside its relay; to wake a task of
 //! another thread is a system call; and a thousand tasks, all of which have been asleep, are a
-//! thousand times a cold cache.
+//! thousand times a cold cache. Whoever wakes another may lose the processor to it, so each that
+//! is woken first wakes the next.
+//!
+//! A socket that its client has itself is the link to the server as well: whoever shuts it down
+//! wakes a backend, and soon stands behind hundreds of them. So when there are many, several
+//! threads stand ready before the first is shut down.
 
 #![forbid(unsafe_code)]
 
-use std::collections::HashMap;
 use std::fmt;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -21,12 +25,18 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use rustix::net::{SendFlags, Shutdown, send, shutdown};
-use tokio::runtime::{self, Handle};
+use tokio::runtime::Handle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 /// How long the servers' ends wait for the clients'.
 const CLIENTS_FIRST: Duration = Duration::from_millis(20);
+
+/// For so many sockets that clients have themselves there is one thread: it wakes their backends
+/// in less than the slice that it has of a processor.
+const HANDFUL: usize = 64;
+/// Such threads at most.
+const HANDS: usize = 16;
 
 /// Why a session was ended by the broker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,7 +102,7 @@ pub(crate) enum Lifeline {
 pub(crate) struct Client {
     pub(crate) socket: Arc<OwnedFd>,
     /// What it is told, in its protocol.
-    pub(crate) last_words: fn(CutReason) -> Vec<u8>,
+    pub(crate) last_words: fn(CutReason) -> &'static [u8],
 }
 
 /// Ends one session.
@@ -187,24 +197,24 @@ impl Cut {
             if let (true, Some(reason)) = (self.can_be_told.load(Ordering::Relaxed), reason) {
                 // Never waits: a client that does not read cannot hold up its own end.
                 let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-                let _ = send(&client.socket, &(client.last_words)(reason), flags);
+                let _ = send(&client.socket, (client.last_words)(reason), flags);
             }
             // What it has not read yet it can still read. Closing comes later and costs more.
             let _ = shutdown(&client.socket, Shutdown::Both);
         }
+        self.end_handed_off();
         self.has_no_client();
     }
 
-    /// Where its task has to hear of its end. A socket that its client has itself is shut down
-    /// here and now.
-    fn home(&self) -> Option<Handle> {
-        let live = self.live();
-        let live = live.as_ref()?;
-        if let Lifeline::HandedOff(link) = &live.lifeline {
+    /// Shuts down a socket that its client has itself. On any thread.
+    fn end_handed_off(&self) {
+        if self.client_dead.load(Ordering::SeqCst) {
+            return;
+        }
+        if let Some(Live { lifeline: Lifeline::HandedOff(link), .. }) = &*self.live() {
             let _ = shutdown(link, Shutdown::Both);
             self.has_no_client();
         }
-        live.home.clone()
     }
 
     fn shut_down(&self) {
@@ -215,7 +225,7 @@ impl Cut {
     }
 
     fn live(&self) -> MutexGuard<'_, Option<Live>> {
-        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.live)
     }
 
     /// Returns when the session is to end.
@@ -257,27 +267,20 @@ pub(crate) fn fire(cuts: &[Arc<Cut>]) -> impl Future<Output = ()> + Send + use<>
         clients_dead: CancellationToken::new(),
         servers_turn: CancellationToken::new(),
     });
-    let (fresh, fired): (Vec<_>, Vec<_>) =
-        cuts.iter().map(Arc::clone).partition(|cut| cut.join(&volley));
-    // They are being ended already.
-    fired.iter().for_each(|_cut| volley.client_died());
-    let mut at_home: HashMap<runtime::Id, (Handle, Vec<Arc<Cut>>)> = HashMap::new();
-    for cut in &fresh {
-        match cut.home() {
-            None => cut.let_go.cancel(),
-            Some(home) => {
-                at_home.entry(home.id()).or_insert((home, Vec::new())).1.push(Arc::clone(cut));
-            }
+    let mut fresh = Vec::with_capacity(cuts.len());
+    for cut in cuts {
+        if cut.join(&volley) {
+            fresh.push(Arc::clone(cut));
+        } else {
+            // It is being ended already.
+            volley.client_died();
         }
-    }
-    for (home, cuts) in at_home.into_values() {
-        home.spawn(async move {
-            cuts.iter().for_each(|cut| cut.end_client());
-            cuts.iter().for_each(|cut| cut.let_go.cancel());
-        });
     }
     // Whatever becomes of the rest, no relay waits for it for ever.
     let servers_turn = volley.servers_turn.clone().drop_guard();
+    let work = Arc::new(Work::of(&fresh));
+    work.rouse();
+    work.shut_handed_off();
     async move {
         let _servers_turn = servers_turn;
         // Whether they are or not: a relay that hangs does not save its session.
@@ -286,6 +289,93 @@ pub(crate) fn fire(cuts: &[Arc<Cut>]) -> impl Future<Output = ()> + Send + use<>
             cut.shut_down();
         }
     }
+}
+
+/// What is to be done of a volley at once, and who is still to be woken for it.
+#[derive(Debug)]
+struct Work {
+    /// Sessions by the thread that they live on.
+    homes: Mutex<Vec<(Handle, Vec<Arc<Cut>>)>>,
+    /// Those whose sockets the clients have themselves, which any thread can shut down.
+    handed_off: Mutex<Vec<Arc<Cut>>>,
+    /// How many threads may be asked to help with them.
+    hands: AtomicUsize,
+}
+
+impl Work {
+    /// Lets go what lives nowhere.
+    fn of(cuts: &[Arc<Cut>]) -> Self {
+        let mut homes: Vec<(Handle, Vec<Arc<Cut>>)> = Vec::new();
+        let mut handed_off = Vec::new();
+        for cut in cuts {
+            let live = cut.live();
+            let Some(Live { lifeline, home: Some(home) }) = &*live else {
+                drop(live);
+                cut.let_go.cancel();
+                continue;
+            };
+            if matches!(lifeline, Lifeline::HandedOff(_)) {
+                handed_off.push(Arc::clone(cut));
+            }
+            // There are as many as processors: a few.
+            match homes.iter_mut().find(|(other, _)| other.id() == home.id()) {
+                Some((_, cuts)) => cuts.push(Arc::clone(cut)),
+                None => homes.push((home.clone(), vec![Arc::clone(cut)])),
+            }
+        }
+        let hands = handed_off.len().div_ceil(HANDFUL).min(HANDS).saturating_sub(1);
+        Self {
+            homes: Mutex::new(homes),
+            handed_off: Mutex::new(handed_off),
+            hands: AtomicUsize::new(hands),
+        }
+    }
+
+    /// Wakes every thread that has work here and is not awake yet; each does the same first.
+    fn rouse(self: &Arc<Self>) {
+        while let Some((home, cuts)) = self.next_home() {
+            let work = Arc::clone(self);
+            home.spawn(async move {
+                work.rouse();
+                cuts.iter().for_each(|cut| cut.end_client());
+                cuts.iter().for_each(|cut| cut.let_go.cancel());
+            });
+        }
+        while let Ok(here) = Handle::try_current()
+            && self.takes_a_hand()
+        {
+            let work = Arc::clone(self);
+            here.spawn_blocking(move || {
+                work.rouse();
+                work.shut_handed_off();
+            });
+        }
+    }
+
+    fn next_home(&self) -> Option<(Handle, Vec<Arc<Cut>>)> {
+        locked(&self.homes).pop()
+    }
+
+    fn takes_a_hand(&self) -> bool {
+        let fewer = |hands: usize| hands.checked_sub(1);
+        self.hands.fetch_update(Ordering::SeqCst, Ordering::SeqCst, fewer).is_ok()
+    }
+
+    /// Shuts down the sockets that clients have themselves, until none is left. One at a time: a
+    /// thread that loses its processor takes none with it.
+    fn shut_handed_off(&self) {
+        while let Some(cut) = self.next_handed_off() {
+            cut.end_handed_off();
+        }
+    }
+
+    fn next_handed_off(&self) -> Option<Arc<Cut>> {
+        locked(&self.handed_off).pop()
+    }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -342,7 +432,7 @@ mod tests {
     fn with_client(can_be_told: bool) -> (Arc<Cut>, UnixStream) {
         let (cut, _server) = live();
         let (ours, client) = UnixStream::pair().unwrap();
-        let last_words = |reason: CutReason| reason.name().as_bytes().to_vec();
+        let last_words = |reason: CutReason| reason.name().as_bytes();
         let client_too = Client { socket: Arc::new(ours.into()), last_words };
         let link = UnixStream::pair().unwrap().0.into();
         cut.hold(Lifeline::Relayed(link, Some(client_too)));
@@ -361,6 +451,28 @@ mod tests {
         assert_eq!(torn.read(&mut [0; 16]).unwrap(), 0, "it was in the middle of a message");
         // Both have been counted as dead.
         rest.await;
+    }
+
+    #[tokio::test]
+    async fn sockets_that_were_handed_over_wait_for_no_thread() {
+        // Where they live, nobody has a turn.
+        let elsewhere = Builder::new_current_thread().build().unwrap();
+        let handed_off = || {
+            let (link, client) = UnixStream::pair().unwrap();
+            let _there = elsewhere.enter();
+            let cut = Arc::new(Cut::default());
+            cut.hold(Lifeline::HandedOff(link.into()));
+            cut.mark(CutReason::Suspended);
+            (cut, client)
+        };
+        let (cuts, clients): (Vec<_>, Vec<_>) = (0..3 * HANDFUL + 1).map(|_| handed_off()).unzip();
+        // It ends when it knows all of them dead.
+        fire(&cuts).await;
+        for (cut, mut client) in cuts.iter().zip(clients) {
+            assert_eq!(client.read(&mut [0]).unwrap(), 0);
+            assert!(!cut.let_go.is_cancelled(), "its task hears of it at home");
+        }
+        elsewhere.shutdown_background();
     }
 
     /// Notes which thread wakes.

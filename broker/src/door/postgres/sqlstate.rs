@@ -2,6 +2,8 @@
 
 #![forbid(unsafe_code)]
 
+use std::sync::LazyLock;
+
 use super::codec;
 use crate::core::{Refusal, Why};
 use crate::session::CutReason;
@@ -14,37 +16,39 @@ pub(super) fn refusal(refusal: &Refusal) -> Vec<u8> {
     codec::fatal(code(refusal.why()), &refusal.message(), refusal.why().name(), None)
 }
 
-/// The end of a live session as a fatal ErrorResponse.
-pub(super) fn cut(reason: CutReason) -> Vec<u8> {
-    let (message, name) = match reason {
-        CutReason::Revoked => ("terminating connection: the handle was revoked", "HANDLE_INVALID"),
-        CutReason::Expired => ("terminating connection: the handle has expired", "HANDLE_EXPIRED"),
-        CutReason::HolderExited => (
-            "terminating connection: the process that held the handle has exited",
-            "HANDLE_INVALID",
-        ),
-        CutReason::Suspended => {
-            ("terminating connection: an operator suspended the connection", "SUSPENDED")
+/// The end of a live session as a fatal ErrorResponse. Each is made once: a thousand sessions may
+/// be told at the same moment.
+pub(super) fn cut(reason: CutReason) -> &'static [u8] {
+    macro_rules! fatal {
+        ($message:literal, $name:literal) => {{
+            static MADE: LazyLock<Vec<u8>> = LazyLock::new(|| {
+                let message = concat!("terminating connection: ", $message);
+                codec::fatal(ADMIN_SHUTDOWN, message, $name, None)
+            });
+            &MADE
+        }};
+    }
+    match reason {
+        CutReason::Revoked => fatal!("the handle was revoked", "HANDLE_INVALID"),
+        CutReason::Expired => fatal!("the handle has expired", "HANDLE_EXPIRED"),
+        CutReason::HolderExited => {
+            fatal!("the process that held the handle has exited", "HANDLE_INVALID")
         }
-        CutReason::Reloaded => (
-            "terminating connection: the broker's configuration no longer allows it",
-            "ACCESS_DENIED",
-        ),
-        CutReason::Rotated => {
-            ("terminating connection: the credential was replaced", "UPSTREAM_REFUSED")
+        CutReason::Suspended => fatal!("an operator suspended the connection", "SUSPENDED"),
+        CutReason::Reloaded => {
+            fatal!("the broker's configuration no longer allows it", "ACCESS_DENIED")
         }
-        CutReason::Diverged => (
-            "terminating connection: the database refuses the credential that it was opened with",
-            "UPSTREAM_REFUSED",
+        CutReason::Rotated => fatal!("the credential was replaced", "UPSTREAM_REFUSED"),
+        CutReason::Diverged => fatal!(
+            "the database refuses the credential that it was opened with",
+            "UPSTREAM_REFUSED"
         ),
-        CutReason::Closed => ("terminating connection: an operator closed it", "ACCESS_DENIED"),
-        CutReason::Aged => (
-            "terminating connection: sessions of this connection may not last longer",
-            "ACCESS_DENIED",
-        ),
-        CutReason::Draining => ("terminating connection: the broker is shutting down", "DRAINING"),
-    };
-    codec::fatal(ADMIN_SHUTDOWN, message, name, None)
+        CutReason::Closed => fatal!("an operator closed it", "ACCESS_DENIED"),
+        CutReason::Aged => {
+            fatal!("sessions of this connection may not last longer", "ACCESS_DENIED")
+        }
+        CutReason::Draining => fatal!("the broker is shutting down", "DRAINING"),
+    }
 }
 
 fn code(why: &Why) -> &'static str {
