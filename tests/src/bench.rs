@@ -29,6 +29,7 @@ mod copy;
 mod cut;
 mod describe;
 mod echo;
+mod group;
 mod idle;
 mod issue;
 mod machine;
