@@ -6,6 +6,7 @@
 
 pub mod http;
 pub(super) mod lines;
+mod message;
 mod unix;
 
 use std::io;

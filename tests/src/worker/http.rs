@@ -28,6 +28,24 @@ pub struct Http {
 #[derive(Debug)]
 pub struct Exchange(BufReader<TcpStream>);
 
+/// The events of a request, as they come. Dropping it hangs up.
+#[derive(Debug)]
+pub struct Events {
+    exchange: Exchange,
+    unread: Vec<u8>,
+}
+
+/// An event of a stream (HTML, "Server-sent events").
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Event {
+    /// By which it is remembered.
+    pub id: String,
+    /// After how many milliseconds a client that lost the stream may come back.
+    pub retry: Option<u64>,
+    /// A message, or nothing.
+    pub data: String,
+}
+
 /// An answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Response {
@@ -127,6 +145,14 @@ impl Http {
         headers
     }
 
+    /// Comes back to the stream of which `last` was the last event that arrived.
+    #[must_use]
+    pub fn resume(&self, last: &Event) -> Events {
+        let mut headers = self.headers();
+        headers.push(("Last-Event-ID", last.id.clone()));
+        self.send("GET", &headers, "").events()
+    }
+
     /// Sends just this.
     ///
     /// # Panics
@@ -172,6 +198,18 @@ impl Exchange {
         }
         response.body = String::from_utf8(rest).expect("the body is text");
         response
+    }
+
+    /// The events of the answer, one after the other.
+    ///
+    /// # Panics
+    /// When it is no stream of events.
+    #[must_use]
+    pub fn events(mut self) -> Events {
+        let (status, headers) = self.head();
+        let stream = ("content-type".to_owned(), "text/event-stream".to_owned());
+        assert!(status == 200 && headers.contains(&stream), "{status} {headers:?}");
+        Events { exchange: self, unread: Vec::new() }
     }
 
     /// The messages that came, in their order.
@@ -222,6 +260,40 @@ impl Exchange {
         let mut line = String::new();
         self.0.read_line(&mut line).expect("the worker answers");
         line.trim_end().to_owned()
+    }
+}
+
+impl Iterator for Events {
+    type Item = Event;
+
+    fn next(&mut self) -> Option<Event> {
+        loop {
+            if let Some(end) = self.unread.windows(2).position(|two| two == b"\n\n") {
+                let text: Vec<u8> = self.unread.drain(..end + 2).collect();
+                let event = Event::read(std::str::from_utf8(&text).expect("an event is text"));
+                // Comments keep the connection alive.
+                if event != Event::default() {
+                    return Some(event);
+                }
+            } else {
+                self.unread.extend(self.exchange.chunk()?);
+            }
+        }
+    }
+}
+
+impl Event {
+    fn read(text: &str) -> Self {
+        let mut event = Self::default();
+        for (name, value) in text.lines().filter_map(|line| line.split_once(':')) {
+            match (name, value.trim_start()) {
+                ("id", id) => id.clone_into(&mut event.id),
+                ("retry", retry) => event.retry = retry.parse().ok(),
+                ("data", data) => event.data += data,
+                _ => {}
+            }
+        }
+        event
     }
 }
 

@@ -12,10 +12,10 @@ use credbroker_e2e::identity::{Identity, several_or_say};
 use credbroker_e2e::postgres::Server;
 use credbroker_e2e::process::output;
 use credbroker_e2e::wait::PATIENCE;
-use credbroker_e2e::worker::http::{Http, Response};
+use credbroker_e2e::worker::http::{Event, Http, Response};
 use credbroker_e2e::worker::lines::Lines;
 use credbroker_e2e::worker::served::Served;
-use credbroker_e2e::worker::{Era, Worker};
+use credbroker_e2e::worker::{Era, ToolResult, Worker};
 use serde_json::{Value, json};
 
 /// Makes a request, and gives every message that came for it; the last is the answer.
@@ -117,6 +117,89 @@ fn progress_is_reported_each_second_to_those_who_ask() {
             assert_eq!(ask("tools/call", &call(None)).len(), 1, "nobody asked for reports");
         });
     }
+}
+
+#[test]
+fn what_does_not_fit_is_told_to_who_asked() {
+    let database = Server::shared().database();
+    let broker = Broker::usual(&database);
+    for era in Era::ALL {
+        everywhere(era, &broker, |ask| {
+            let wrong = json!({ "name": "execute_sql", "arguments": "{\"sql\": \"hunter2\"}" });
+            for (method, parameters) in [("tools/call", wrong), ("resources/read", json!({}))] {
+                let told = answer(ask, method, &parameters);
+                assert_eq!(told["error"]["code"], -32602, "{told}");
+                let text = told["error"]["message"].as_str().expect("a text");
+                assert!(told["id"].is_u64() && text.starts_with(method), "{told}");
+                assert!(!told.to_string().contains("hunter2"), "{told}");
+            }
+            let unknown = answer(ask, "no/such", &json!({}));
+            assert_eq!(unknown["error"]["code"], -32601, "{unknown}");
+        });
+    }
+}
+
+#[test]
+fn an_id_is_taken_until_its_request_is_answered() {
+    let database = Server::shared().database();
+    let broker = Broker::usual(&database);
+    let ask = |sql: &str| {
+        let arguments = json!({ "database": "main_db", "sql": sql });
+        let parameters = json!({ "name": "execute_sql", "arguments": arguments });
+        json!({ "jsonrpc": "2.0", "id": 77, "method": "tools/call", "params": parameters })
+    };
+    let served = Served::http(&broker, &Identity::worker(), &["alice"], "");
+    let http = served.client(Era::Legacy, "alice");
+    let first = http.post(&ask("SELECT pg_sleep(300)"));
+    assert_eventually!(database.running("pg_sleep") == 1, "the query does not run");
+    let second = http.post(&ask("SELECT 1")).answer();
+    assert_eq!((&second["id"], &second["error"]["code"]), (&json!(77), &json!(-32600)));
+    assert_eq!(database.running("pg_sleep"), 1, "the first is as it was");
+    drop(first);
+    assert_eventually!(database.running("pg_sleep") == 0, "it runs for nobody");
+    let free = || http.post(&ask("SELECT 1")).answer()["result"]["isError"] == false;
+    assert_eventually!(free(), "the id is not free again");
+}
+
+#[test]
+fn a_client_that_lost_its_stream_comes_back_for_the_rest() {
+    let database = Server::shared().database();
+    let broker = Broker::usual(&database);
+    let served = Served::http(&broker, &Identity::worker(), &["alice"], "");
+    let mut http = served.client(Era::Legacy, "alice");
+    let call = |sql: &str| {
+        let arguments = json!({ "database": "main_db", "sql": sql });
+        let meta = json!({ "progressToken": "mine" });
+        json!({ "name": "execute_sql", "arguments": arguments, "_meta": meta })
+    };
+    let message = |event: &Event| serde_json::from_str::<Value>(&event.data).expect("a message");
+
+    // It is still there, by another stream.
+    let listening = http.send("GET", &http.headers(), "");
+    let mut events = http.start("tools/call", &call("SELECT pg_sleep(2.5)::text")).events();
+    let first = events.next().expect("an event to come back by");
+    assert!(first.data.is_empty() && !first.id.is_empty(), "{first:?}");
+    assert!(first.retry.is_some_and(|after| after < 300), "it is gone by then: {first:?}");
+    let report = events.next().expect("a report");
+    assert_eq!(message(&report)["method"], "notifications/progress");
+    drop(events);
+    let rest: Vec<Event> = http.resume(&report).collect();
+    assert!(rest.iter().all(|event| event.id != report.id), "it comes twice: {rest:?}");
+    let answer = message(rest.last().expect("an answer"));
+    assert!(!ToolResult::of("execute_sql", &answer).is_error, "{answer}");
+    let answers = rest.iter().filter(|event| message(event).get("id").is_some()).count();
+    assert_eq!(answers, 1, "{rest:?}");
+
+    // It is not, and hears that its call has ended.
+    drop(listening);
+    let mut events = http.start("tools/call", &call("SELECT pg_sleep(300)")).events();
+    let first = events.next().expect("an event to come back by");
+    assert_eventually!(database.running("pg_sleep") == 1, "the query does not run");
+    drop(events);
+    assert_eventually!(database.running("pg_sleep") == 0, "it runs for nobody");
+    let answer = http.resume(&first).last().expect("an answer");
+    let answer = ToolResult::of("execute_sql", &message(&answer));
+    assert_eq!(answer.text("/error/code"), "CANCELLED");
 }
 
 /// An answer, but for its date.

@@ -7,6 +7,7 @@
 
 mod bearer;
 mod gate;
+mod left;
 mod places;
 mod sessions;
 mod turns;
@@ -26,8 +27,6 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use rmcp::ErrorData;
-use rmcp::model::{ClientJsonRpcMessage, ServerJsonRpcMessage};
 use rmcp::transport::streamable_http_server::{StreamableHttpServerConfig, StreamableHttpService};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
@@ -36,10 +35,12 @@ use tokio_util::task::TaskTracker;
 
 use self::bearer::Bearers;
 use self::places::{Place, Places};
+#[cfg(feature = "conformance-fixtures")]
+pub(in crate::mcp) use self::sessions::HangUp;
 use self::sessions::Sessions;
 use self::turns::Turns;
 use super::MAX_MESSAGE;
-use super::lines::{refusal, too_long};
+use super::message::{self as sent, Refusal};
 use crate::app::App;
 use crate::config::Config;
 use crate::mcp::{DRAIN, Handler};
@@ -156,6 +157,7 @@ impl Listener {
 /// What rmcp is to do; it gets only requests that the door let through.
 fn protocol(streams: CancellationToken) -> StreamableHttpServerConfig {
     StreamableHttpServerConfig::default()
+        .with_sse_retry(Some(sessions::RETRY))
         .with_cancellation_token(streams)
         .with_json_response(true)
         .with_max_request_body_bytes(MAX_MESSAGE)
@@ -266,20 +268,20 @@ async fn message(body: Incoming) -> Result<Bytes, Answer> {
     };
     let body = read.map_err(|error| {
         if error.is::<LengthLimitError>() {
-            json(StatusCode::PAYLOAD_TOO_LARGE, too_long())
+            json(StatusCode::PAYLOAD_TOO_LARGE, Refusal::too_long())
         } else {
             text(StatusCode::BAD_REQUEST, "the body did not come whole")
         }
     })?;
     let body = body.to_bytes();
-    match serde_json::from_slice::<ClientJsonRpcMessage>(&body) {
+    match sent::read(&body) {
         Ok(_) => Ok(body),
-        Err(error) => Err(json(StatusCode::BAD_REQUEST, refusal(&error))),
+        Err(refusal) => Err(json(StatusCode::BAD_REQUEST, refusal)),
     }
 }
 
-fn json(status: StatusCode, error: ErrorData) -> Answer {
-    let message = serde_json::to_vec(&ServerJsonRpcMessage::error(error, None));
+fn json(status: StatusCode, refusal: Refusal) -> Answer {
+    let message = serde_json::to_vec(&refusal.into_message());
     answer(status, "application/json", message.unwrap_or_default().into())
 }
 

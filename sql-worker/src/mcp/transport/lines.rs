@@ -7,17 +7,17 @@
 use std::io;
 use std::time::Duration;
 
-use rmcp::model::{ClientJsonRpcMessage, ServerJsonRpcMessage};
+use rmcp::RoleServer;
+use rmcp::model::ClientJsonRpcMessage;
 use rmcp::service::{RxJsonRpcMessage, TxJsonRpcMessage};
 use rmcp::transport::Transport;
-use rmcp::{ErrorData, RoleServer};
-use serde_json::error::Category;
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncWrite, AsyncWriteExt as _, BufReader};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::MAX_MESSAGE;
+use super::message::{self, Refusal, Working};
 use crate::app::Room;
 use crate::mcp::call::Weight;
 
@@ -38,6 +38,9 @@ pub(in crate::mcp) struct Lines<R> {
     queue: Option<mpsc::Sender<Vec<u8>>>,
     ended: CancellationToken,
     room: Room,
+    working: Working,
+    /// Whether a request has begun the conversation.
+    begun: bool,
 }
 
 /// What was read.
@@ -64,8 +67,32 @@ impl<R: AsyncRead + Send + Unpin> Lines<R> {
         let (queue, lines) = mpsc::channel(QUEUE);
         let writer = write(output, lines, ended.clone(), patience);
         let input = BufReader::new(input);
-        let (line, queue) = (Vec::new(), Some(queue));
-        (Self { input, line, skipping: false, queue, ended, room }, writer)
+        let lines = Self {
+            input,
+            line: Vec::new(),
+            skipping: false,
+            queue: Some(queue),
+            ended,
+            room,
+            working: Working::default(),
+            begun: false,
+        };
+        (lines, writer)
+    }
+
+    /// The message that the line is; `None` for one that nobody is told.
+    fn message(&mut self) -> Result<Option<ClientJsonRpcMessage>, Refusal> {
+        if self.line.iter().all(u8::is_ascii_whitespace) {
+            return Ok(None);
+        }
+        let mut message = message::read(&self.line)?;
+        self.working.enter(&mut message).map_err(Refusal::without_id)?;
+        self.begun |= message::begins(&message);
+        if !self.begun && !matches!(message, ClientJsonRpcMessage::Request(_)) {
+            return Ok(None);
+        }
+        message.insert_extension(Weight(self.room.take(self.line.len())));
+        Ok(Some(message))
     }
 
     /// Cancel safe: what was read of a line is kept.
@@ -117,28 +144,24 @@ impl<R: AsyncRead + Send + Unpin + 'static> Transport<RoleServer> for Lines<R> {
             // Before reading, so that what is then read can be answered.
             let room = queue.reserve().await.ok();
             let refusal = match (room.is_some(), self.read().await) {
-                (true, Ok(Read::Line)) => match parse(&self.line) {
-                    Ok(message) => {
-                        let weight = Weight(self.room.take(self.line.len()));
-                        self.line.clear();
-                        self.line.shrink_to(KEPT);
-                        if let Some(mut message) = message {
-                            message.insert_extension(weight);
-                            return Some(message);
-                        }
-                        continue;
+                (true, Ok(Read::Line)) => {
+                    let message = self.message();
+                    self.line.clear();
+                    self.line.shrink_to(KEPT);
+                    match message {
+                        Ok(Some(message)) => return Some(message),
+                        Ok(None) => continue,
+                        Err(refusal) => refusal,
                     }
-                    Err(refusal) => refusal,
-                },
-                (true, Ok(Read::TooLong)) => too_long(),
+                }
+                (true, Ok(Read::TooLong)) => Refusal::too_long(),
                 (true, Ok(Read::End) | Err(_)) | (false, _) => {
                     self.ended.cancel();
                     return None;
                 }
             };
-            self.line.clear();
-            let answer = ServerJsonRpcMessage::error(refusal, None);
-            if let (Some(room), Ok(mut line)) = (room, serde_json::to_vec(&answer)) {
+            if let (Some(room), Ok(mut line)) = (room, serde_json::to_vec(&refusal.into_message()))
+            {
                 line.push(b'\n');
                 room.send(line);
             }
@@ -174,29 +197,6 @@ async fn write<W: AsyncWrite + Unpin>(
             return;
         }
     }
-}
-
-/// `None` for an empty line.
-fn parse(line: &[u8]) -> Result<Option<ClientJsonRpcMessage>, ErrorData> {
-    if line.iter().all(u8::is_ascii_whitespace) {
-        return Ok(None);
-    }
-    serde_json::from_slice(line).map(Some).map_err(|error| refusal(&error))
-}
-
-/// What a text that is no message is answered with; nothing of it is repeated.
-pub(super) fn refusal(error: &serde_json::Error) -> ErrorData {
-    match error.classify() {
-        Category::Syntax | Category::Eof => ErrorData::parse_error("this is not JSON", None),
-        Category::Data | Category::Io => ErrorData::invalid_request(
-            "this is not a JSON-RPC request, response or notification of MCP",
-            None,
-        ),
-    }
-}
-
-pub(super) fn too_long() -> ErrorData {
-    ErrorData::invalid_request(format!("a message may have {MAX_MESSAGE} bytes"), None)
 }
 
 #[cfg(test)]
@@ -249,6 +249,38 @@ mod tests {
             .collect();
         assert_eq!(codes, [-32700, -32600, -32600, -32600]);
         assert!(!answers.contains("secret"), "{answers}");
+    }
+
+    #[tokio::test]
+    async fn what_comes_before_the_first_request_is_not_told() {
+        let (mut lines, mut peer) = lines(1 << 16);
+        let early = b"{\"jsonrpc\":\"2.0\",\"method\":\"notifications/initialized\"}\n";
+        let answer = b"{\"jsonrpc\":\"2.0\",\"id\":9,\"result\":{}}\n";
+        let greeting = b"{\"jsonrpc\":\"2.0\",\"id\":2,\"method\":\"initialize\",\"params\":{\
+            \"protocolVersion\":\"2025-11-25\",\"capabilities\":{},\
+            \"clientInfo\":{\"name\":\"x\",\"version\":\"1\"}}}\n";
+        for line in [&early[..], answer, PING, early, greeting, early] {
+            peer.to.write_all(line).await.unwrap();
+        }
+        for _ in ["ping", "initialize"] {
+            assert!(matches!(lines.receive().await, Some(ClientJsonRpcMessage::Request(_))));
+        }
+        assert!(matches!(lines.receive().await, Some(ClientJsonRpcMessage::Notification(_))));
+    }
+
+    #[tokio::test]
+    async fn an_id_that_is_in_the_works_is_not_taken_again() {
+        let (mut lines, mut peer) = lines(1 << 16);
+        peer.to.write_all(&[PING, PING].concat()).await.unwrap();
+        let first = lines.receive().await;
+        drop(peer.to);
+        assert!(lines.receive().await.is_none());
+        drop((first, lines));
+        peer.writer.join_next().await.unwrap().unwrap();
+        let mut answer = String::new();
+        peer.from.read_to_string(&mut answer).await.unwrap();
+        let answer: Value = serde_json::from_str(&answer).unwrap();
+        assert_eq!((answer.get("id"), &answer["error"]["code"]), (None, &Value::from(-32600)));
     }
 
     #[tokio::test]

@@ -12,7 +12,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use futures_util::Stream;
+use futures_util::future::{Either, ready};
+use futures_util::{Stream, StreamExt as _, stream};
 use rmcp::model::{ClientJsonRpcMessage, ServerJsonRpcMessage};
 use rmcp::transport::streamable_http_server::session::local::{
     LocalSessionManager, LocalSessionManagerError,
@@ -23,10 +24,14 @@ use rmcp::transport::streamable_http_server::session::{
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::super::message::Working;
+use super::left::Left;
 use crate::mcp::call::Gone;
 
 /// How long a client may have no stream open before it counts as gone.
 const GRACE: Duration = Duration::from_millis(300);
+/// When a client is told to come back after it has lost a stream: while it does not count as gone.
+pub(super) const RETRY: Duration = Duration::from_millis(100);
 /// Sessions of one principal. One more ends the one that nobody listens to for the longest.
 const MAX_SESSIONS: usize = 64;
 
@@ -35,6 +40,7 @@ const MAX_SESSIONS: usize = 64;
 pub(in crate::mcp) struct Sessions {
     inner: LocalSessionManager,
     open: Mutex<HashMap<SessionId, Arc<Session>>>,
+    left: Left,
     tasks: TaskTracker,
 }
 
@@ -47,9 +53,12 @@ pub(in crate::mcp) enum SessionsError {
     Local(#[from] LocalSessionManagerError),
 }
 
-/// Who listens to one session.
+/// Who listens to one session, and what runs in it.
 #[derive(Debug, Default)]
-struct Session(Mutex<Attendance>);
+struct Session {
+    attendance: Mutex<Attendance>,
+    working: Working,
+}
 
 #[derive(Debug)]
 struct Attendance {
@@ -65,7 +74,8 @@ impl Sessions {
         let mut inner = LocalSessionManager::default();
         inner.session_config.keep_alive = Some(idle);
         inner.session_config.init_timeout = Some(Duration::from_secs(10));
-        Self { inner, open: Mutex::default(), tasks }
+        inner.session_config.sse_retry = Some(RETRY);
+        Self { inner, open: Mutex::default(), left: Left::new(tasks.clone()), tasks }
     }
 
     fn open(&self) -> MutexGuard<'_, HashMap<SessionId, Arc<Session>>> {
@@ -121,6 +131,7 @@ impl SessionManager for Sessions {
         if let Some(session) = self.open().remove(id) {
             session.attendance().calls.cancel();
         }
+        self.left.forget(id);
         Ok(self.inner.close_session(id).await?)
     }
 
@@ -132,7 +143,16 @@ impl SessionManager for Sessions {
         // Taken before the call begins, so that no moment is without it.
         let (gone, seat) = self.seat(id);
         message.insert_extension(gone);
-        Ok(seat.listen(self.inner.create_stream(id, message).await?))
+        if let Err(refusal) = seat.session.working.enter(&mut message) {
+            let refusal = ServerSseMessage::from_message(refusal.into_message());
+            return Ok(Either::Right(stream::iter([refusal])));
+        }
+        #[cfg(feature = "conformance-fixtures")]
+        let hang_up = HangUp::ride_in(&mut message);
+        let answers = self.left.watch(id, self.inner.create_stream(id, message).await?);
+        #[cfg(feature = "conformance-fixtures")]
+        let answers = answers.take_until(hang_up);
+        Ok(Either::Left(seat.listen(answers)))
     }
 
     async fn accept_message(
@@ -157,13 +177,23 @@ impl SessionManager for Sessions {
         last_event_id: String,
     ) -> Result<impl Stream<Item = ServerSseMessage> + Send + Sync + 'static, SessionsError> {
         let (_, seat) = self.seat(id);
-        Ok(seat.listen(self.inner.resume(id, last_event_id).await?))
+        // Of the events of a request rmcp repeats the last that the client has.
+        let seen = last_event_id.contains('/').then(|| last_event_id.clone());
+        let missed = match self.inner.resume(id, last_event_id.clone()).await {
+            Ok(missed) => Either::Left(self.left.watch(id, missed)),
+            // It has been answered.
+            Err(unknown) => match self.left.take(id, &last_event_id).await {
+                Some(answer) => Either::Right(stream::iter([answer])),
+                None => return Err(unknown.into()),
+            },
+        };
+        Ok(seat.listen(missed.filter(move |event| ready(seen.is_none() || event.event_id != seen))))
     }
 }
 
 impl Session {
     fn attendance(&self) -> MutexGuard<'_, Attendance> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.attendance.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn sit(&self) -> Gone {
@@ -245,6 +275,26 @@ impl Drop for Seat {
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             self.tasks.spawn_on(abandon, &runtime);
         }
+    }
+}
+
+/// Test builds only: ends the stream of a request, which goes on.
+#[cfg(feature = "conformance-fixtures")]
+#[derive(Debug, Clone)]
+pub(in crate::mcp) struct HangUp(CancellationToken);
+
+#[cfg(feature = "conformance-fixtures")]
+impl HangUp {
+    fn ride_in(
+        message: &mut ClientJsonRpcMessage,
+    ) -> impl Future<Output = ()> + Send + Sync + use<> {
+        let hang_up = CancellationToken::new();
+        message.insert_extension(Self(hang_up.clone()));
+        hang_up.cancelled_owned()
+    }
+
+    pub(in crate::mcp) fn now(&self) {
+        self.0.cancel();
     }
 }
 
