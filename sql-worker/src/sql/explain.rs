@@ -18,7 +18,7 @@ use tokio::time::timeout;
 use super::guard::Uses;
 use super::lexer::{Kind, tokens};
 use super::postgres::Trouble;
-use super::statement::{Mode, check_length};
+use super::statement::{Mode, check_text};
 use super::transaction::Scope;
 use super::{Guard, Lease, Limits};
 use crate::error::{Code, Failure};
@@ -50,7 +50,7 @@ pub struct Explanation {
 /// `INVALID_REQUEST` when it is no statement that has a plan; else those of
 /// [`execute`](super::execute).
 pub async fn explain(lease: Lease, query: &str, limits: &Limits) -> Result<Explanation, Failure> {
-    check_length(query)?;
+    check_text(query)?;
     let query = positional(query)?;
     let closed = lease.closed();
     let work = timeout(limits.statement_timeout, run(lease, query));

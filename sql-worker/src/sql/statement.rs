@@ -18,13 +18,17 @@ pub struct Statement<'a> {
 /// Bytes of a statement. The server takes more, at a price in memory there that nothing bounds.
 const MAX_SQL: usize = 256 << 10;
 
-/// Refuses a text that is too long for one statement.
-pub(super) fn check_length(sql: &str) -> Result<(), Failure> {
-    if sql.len() <= MAX_SQL {
-        return Ok(());
+/// Refuses a text that is no statement: too long, or with a NUL, which ends it in the server's
+/// eyes, so that what follows would be read as the rest of the message.
+pub(super) fn check_text(sql: &str) -> Result<(), Failure> {
+    if sql.len() > MAX_SQL {
+        let failure = Failure::invalid("the statement is longer than 256 KiB; nothing was run");
+        return Err(failure.with_hint("pass values in params, or do it in several calls"));
     }
-    Err(Failure::invalid("the statement is longer than 256 KiB; nothing was run")
-        .with_hint("pass values in params, or do it in several calls"))
+    if sql.contains('\0') {
+        return Err(Failure::invalid("the statement has a NUL character; nothing was run"));
+    }
+    Ok(())
 }
 
 /// In what a statement runs.
@@ -54,11 +58,11 @@ impl<'a> Statement<'a> {
     /// Matches `sql` with its parameters; pure.
     ///
     /// # Errors
-    /// `INVALID_REQUEST` when it is longer than 256 KiB, when a parameter is missing or left
-    /// over, and for BEGIN, COMMIT and their like; `UNSUPPORTED` for COPY between client and
+    /// `INVALID_REQUEST` when it is longer than 256 KiB or has a NUL, when a parameter is missing
+    /// or left over, and for BEGIN, COMMIT and their like; `UNSUPPORTED` for COPY between client and
     /// server.
     pub fn parse(sql: &'a str, params: &Params) -> Result<Self, Failure> {
-        check_length(sql)?;
+        check_text(sql)?;
         let bound = Script::parse(sql).bind(params)?;
         if bound.is_client_copy() {
             return Err(Failure::new(Code::Unsupported, "COPY between client and server")
@@ -169,6 +173,14 @@ mod tests {
         let failure = Statement::parse(&text(MAX_SQL + 1), &Params::None).unwrap_err();
         assert_eq!(failure.code(), Code::InvalidRequest);
         assert!(failure.to_string().contains("longer than 256 KiB"), "{failure}");
+    }
+
+    #[test]
+    fn a_nul_is_in_no_statement() {
+        for sql in ["\0", "select 1\0", "select 1\0\0\x01\0", "select '\0'", "-- \0\nselect 1"] {
+            let failure = Statement::parse(sql, &Params::None).unwrap_err();
+            assert_eq!(failure.code(), Code::InvalidRequest, "{sql:?}");
+        }
     }
 
     #[test]
