@@ -19,6 +19,8 @@ use crate::error::{Code, Failure};
 const KIND: &str = "postgresql";
 /// For operators, in the audit log and in lists of handles.
 const PURPOSE: &str = "sql-worker";
+/// More bytes than any name has. The broker would not read a message with a much longer one.
+const MAX_NAME: usize = 256;
 
 /// A broker that is reached over its socket.
 #[derive(Debug)]
@@ -64,7 +66,7 @@ impl Remote {
         login: Login,
         change: impl FnOnce(RegisterRequest) -> RegisterRequest,
     ) -> Result<Handle, Failure> {
-        let request = RegisterRequest::new(connection, login.username).purpose(PURPOSE);
+        let request = RegisterRequest::new(named(connection)?, login.username).purpose(PURPOSE);
         let handle = self.packets().await?.register(change(request), login.secret).await;
         handle.map_err(|error| failure(&error))
     }
@@ -95,7 +97,7 @@ impl Broker for Remote {
 
     fn issue<'a>(&'a self, connection: &'a str, subject: &'a str) -> Answer<'a, Issued> {
         Box::pin(async move {
-            let request = IssueRequest::new(connection).subject(subject).purpose(PURPOSE);
+            let request = IssueRequest::new(named(connection)?).subject(subject).purpose(PURPOSE);
             let handle = self.client().await?.issue(request).await;
             keep(handle.map_err(|error| failure(&error))?)
         })
@@ -134,8 +136,8 @@ impl Broker for Remote {
         ttl: Duration,
     ) -> Answer<'a, (Token, HandleInfo)> {
         Box::pin(async move {
-            let request = IssueRequest::new(connection).subject(subject).purpose(PURPOSE).ttl(ttl);
-            let handle = self.client().await?.issue(request).await;
+            let request = IssueRequest::new(named(connection)?).subject(subject).purpose(PURPOSE);
+            let handle = self.client().await?.issue(request.ttl(ttl)).await;
             let handle = handle.map_err(|error| failure(&error))?;
             let info = public(handle.info());
             Ok((handle.into_token(), info))
@@ -199,6 +201,14 @@ fn keep(handle: Handle) -> Result<Issued, Failure> {
     let token = Token::parse(handle.token().expose()).map_err(|error| failure(&error))?;
     let keep_alive = handle.keep_alive();
     Ok(Issued { held: Box::new(Kept { keep_alive, handle }), token, door })
+}
+
+/// A name that may be one. Another gets the answer of one that nobody has.
+fn named(connection: &str) -> Result<&str, Failure> {
+    if connection.len() > MAX_NAME {
+        return Err(refused(Reason::AccessDenied, None));
+    }
+    Ok(connection)
 }
 
 fn public(info: credbroker_client::HandleInfo) -> HandleInfo {
@@ -269,6 +279,15 @@ mod tests {
         assert_eq!(failure(&refusal(Reason::HandleInvalid, 1)), answer);
         assert_eq!(failure(&refusal(Reason::HandleExpired, 2)), answer);
         assert_eq!(failure(&Error::InvalidToken), answer);
+    }
+
+    #[tokio::test]
+    async fn a_name_that_is_too_long_is_nobodys() {
+        let nowhere = Remote::new(Some(PathBuf::from("/nonexistent")));
+        for (length, code) in [(63, Code::BrokerUnreachable), (70_000, Code::AccessDenied)] {
+            let failed = nowhere.issue(&"n".repeat(length), "stdio:uid=0").await.unwrap_err();
+            assert_eq!(failed.code(), code);
+        }
     }
 
     #[test]

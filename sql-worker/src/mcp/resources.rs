@@ -134,9 +134,10 @@ fn parse(uri: &str) -> Option<(String, Subject)> {
     Some((connection, subject))
 }
 
-/// A segment that is not empty.
+/// A segment that may be a name: it is not empty, and has no NUL.
 fn decoded(segment: &str) -> Option<String> {
-    super::connection_string::decoded(segment).ok().filter(|text| !text.is_empty())
+    let text = super::connection_string::decoded(segment).ok()?;
+    (!text.is_empty() && !text.contains('\0')).then_some(text)
 }
 
 fn encoded(name: &str) -> String {
@@ -179,6 +180,7 @@ mod tests {
             "schema://connection/a/b/",
             "schema://connection/a/b/c/d",
             "schema://connection/%zz",
+            "schema://connection/a/b/c%00",
             "schema://other/a",
             "file:///etc/passwd",
             "",

@@ -137,7 +137,8 @@ fn fault(schema: &JsonObject, arguments: &JsonObject) -> Option<String> {
     let properties = schema.get("properties").and_then(Value::as_object)?;
     if arguments.keys().any(|name| !properties.contains_key(name)) {
         let known: Vec<&str> = properties.keys().map(String::as_str).collect();
-        return Some(format!("unknown argument; the tool takes: {}", known.join(", ")));
+        let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+        return Some(format!("unknown argument; the tool takes: {known}"));
     }
     let required = schema.get("required").and_then(Value::as_array).into_iter().flatten();
     if let Some(missing) =
@@ -153,21 +154,38 @@ fn fault(schema: &JsonObject, arguments: &JsonObject) -> Option<String> {
             let allowed: Vec<&str> = allowed.iter().filter_map(Value::as_str).collect();
             return Some(format!("argument {name} must be one of {}", allowed.join(", ")));
         }
-        let wanted = property.get("type").and_then(Value::as_str)?;
-        let fits = match wanted {
-            "string" => value.is_string(),
-            "integer" => value.is_u64() || value.is_i64(),
-            "boolean" => value.is_boolean(),
-            "object" => value.is_object(),
-            "array" => value.is_array(),
-            _ => true,
-        };
-        (!fits).then(|| format!("argument {name} is not of type {wanted}"))
+        let wanted = types(property);
+        if !wanted.is_empty() && !wanted.iter().any(|kind| is_of(value, kind)) {
+            return Some(format!("argument {name} is not of type {}", wanted.join(" or ")));
+        }
+        let least = property.get("minimum").and_then(Value::as_i64)?;
+        value.as_i64().filter(|value| *value < least)?;
+        Some(format!("argument {name} must be at least {least}"))
     })
+}
+
+/// The types of which a property is one.
+fn types(property: &Value) -> Vec<&str> {
+    let several = property.get("anyOf").and_then(Value::as_array).into_iter().flatten();
+    let each = std::iter::once(property).chain(several);
+    each.filter_map(|schema| schema.get("type").and_then(Value::as_str)).collect()
+}
+
+fn is_of(value: &Value, kind: &str) -> bool {
+    match kind {
+        "string" => value.is_string(),
+        "integer" => value.is_u64() || value.is_i64(),
+        "boolean" => value.is_boolean(),
+        "object" => value.is_object(),
+        "array" => value.is_array(),
+        _ => true,
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use serde::Deserialize;
 
     use super::*;
@@ -180,6 +198,19 @@ mod tests {
         format: String,
         #[expect(dead_code, reason = "only its schema matters")]
         count: Option<u64>,
+        #[expect(dead_code, reason = "only its schema matters")]
+        either: Option<Either>,
+    }
+
+    #[derive(Debug, Deserialize, JsonSchema)]
+    #[serde(deny_unknown_fields)]
+    struct Nothing {}
+
+    #[derive(Debug, Deserialize, JsonSchema)]
+    #[serde(untagged)]
+    enum Either {
+        List(#[expect(dead_code, reason = "only its schema matters")] Vec<String>),
+        Map(#[expect(dead_code, reason = "only its schema matters")] BTreeMap<String, String>),
     }
 
     #[test]
@@ -191,6 +222,10 @@ mod tests {
                 "properties": {
                     "format": {"type": "string", "description": "A text."},
                     "count": {"type": "integer", "minimum": 0},
+                    "either": {"anyOf": [
+                        {"type": "array", "items": {"type": "string"}},
+                        {"type": "object", "additionalProperties": {"type": "string"}},
+                    ]},
                 },
                 "required": ["format"],
                 "additionalProperties": false,
@@ -206,14 +241,23 @@ mod tests {
             (json!({"format": "x", "count": "hunter2"}), "argument count is not of type integer"),
             (
                 json!({"format": "x", "hunter2": 1}),
-                "unknown argument; the tool takes: count, format",
+                "unknown argument; the tool takes: count, either, format",
             ),
-            (json!({"format": "x", "count": -1}), "the arguments do not fit the schema"),
+            (json!({"format": "x", "count": -1}), "argument count must be at least 0"),
+            (
+                json!({"format": "x", "either": "hunter2"}),
+                "argument either is not of type array or object",
+            ),
+            (json!({"format": "x", "either": [1]}), "the arguments do not fit the schema"),
         ];
         for (arguments, message) in cases {
             let Value::Object(arguments) = arguments else { unreachable!() };
             let failure = read::<Arguments>(&input::<Arguments>(), arguments).unwrap_err();
             assert_eq!(failure.to_json()["error"]["message"], message);
         }
+        let Value::Object(arguments) = json!({ "hunter2": 1 }) else { unreachable!() };
+        let failure = read::<Nothing>(&input::<Nothing>(), arguments).unwrap_err();
+        let message = "unknown argument; the tool takes: none";
+        assert_eq!(failure.to_json()["error"]["message"], message);
     }
 }

@@ -108,16 +108,21 @@ fn directory(path: &Path, group: Option<Gid>) -> Result<(), String> {
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
     let directory = directory.ok_or("the path must name its directory")?;
     let mode = if group.is_some() { 0o750 } else { 0o700 };
+    let own = rustix::process::geteuid().as_raw();
     match std::fs::DirBuilder::new().mode(mode).create(directory) {
         Ok(()) => {
             chownat(CWD, directory, None, group, AtFlags::SYMLINK_NOFOLLOW)
                 .map_err(|errno| format!("cannot give its directory to the group: {errno}"))?;
         }
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-        Err(error) => return Err(format!("cannot make its directory: {error}")),
+        Err(error) => {
+            return Err(format!(
+                "cannot make its directory: {error}: let root make it for uid {own}, mode {mode:04o}"
+            ));
+        }
     }
     let found = std::fs::metadata(directory).map_err(|error| error.to_string())?;
-    let (owner, own) = (found.uid(), rustix::process::geteuid().as_raw());
+    let owner = found.uid();
     if owner != 0 && owner != own {
         return Err(format!(
             "its directory belongs to uid {owner}: it must belong to root or to uid {own}"

@@ -71,8 +71,16 @@ impl<'a> Script<'a> {
             Params::Named(given) => self.named_values(given)?,
             Params::None | Params::List(_) => {
                 let given: &[Value] = if let Params::List(list) = params { list } else { &[] };
-                if let (Some(name), true) = (self.names.first(), given.is_empty()) {
-                    return Err(Failure::invalid(format!("no value is given for :{name}")));
+                match self.names.first() {
+                    Some(name) if given.is_empty() => {
+                        return Err(Failure::invalid(format!("no value is given for :{name}")));
+                    }
+                    Some(name) if highest == 0 => {
+                        return Err(Failure::invalid(format!(
+                            "params is a list, but the statement uses :{name}: give an object"
+                        )));
+                    }
+                    Some(_) | None => {}
                 }
                 if highest != given.len() {
                     return Err(Failure::invalid(format!(
@@ -89,9 +97,10 @@ impl<'a> Script<'a> {
     fn named_values(&self, given: &BTreeMap<String, Value>) -> Result<Vec<Value>, Failure> {
         if given.keys().any(|name| !self.places.contains_key(name.as_str())) {
             // The stray name is the caller's own text, and may be anything.
+            let used =
+                if self.names.is_empty() { "none".to_owned() } else { self.names.join(", ") };
             return Err(Failure::invalid(format!(
-                "params has a name that the statement does not use; it uses: {}",
-                self.names.join(", ")
+                "params has a name that the statement does not use; it uses: {used}"
             )));
         }
         let value = |name: &&str| {
@@ -353,6 +362,16 @@ mod tests {
                 "select :a",
                 named(json!({"a": 1, "hunter2": 1})),
                 "params has a name that the statement does not use; it uses: a",
+            ),
+            (
+                "select 1",
+                named(json!({"hunter2": 1})),
+                "params has a name that the statement does not use; it uses: none",
+            ),
+            (
+                "select :a",
+                Params::List(vec![json!("hunter2")]),
+                "params is a list, but the statement uses :a: give an object",
             ),
             (
                 "select $1, $3",
