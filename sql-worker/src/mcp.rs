@@ -47,6 +47,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use self::tool::{Entry, entry};
+use self::trace::TraceParent;
 use self::transport::lines::Lines;
 use crate::app::{App, Principal};
 use crate::config::ToolSet;
@@ -224,7 +225,14 @@ impl ServerHandler for Server {
         let read = resources::read(&self.app, &self.caller, &request.uri);
         let outcome = self.unless_ended(&context.ct, read).await;
         let code = outcome.as_ref().map_or_else(|error| error.code.0, |_| 0);
-        tracing::info!(code, elapsed_ms = call::millis(started), "resource read");
+        let traceparent = context.meta.get_traceparent().and_then(TraceParent::parse);
+        tracing::info!(
+            principal = self.caller.subject(),
+            code,
+            elapsed_ms = call::millis(started),
+            traceparent = traceparent.map(TraceParent::as_str),
+            "resource read"
+        );
         outcome.map(ReadResourceResponse::from)
     }
 
