@@ -29,7 +29,10 @@ pub(crate) fn secret_twice(connection: &str, username: Option<&str>) -> Result<S
     let terminal = Terminal::open()?;
     let what = match username {
         Some(username) => format!("password of {} for {}", plain(username), plain(connection)),
-        None => format!("secret of {}", plain(connection)),
+        None => format!(
+            "secret of {} (username:password, unless its username is configured)",
+            plain(connection)
+        ),
     };
     let first = terminal.ask(&format!("{what}: "))?;
     if first.is_empty() {
