@@ -117,6 +117,12 @@ pub enum RegionError {
         /// The limit in bytes.
         limit: u64,
     },
+    /// Neither backend is allowed, as in a container whose filter of system calls knows neither.
+    #[error(
+        "neither memfd_secret(2) nor mlock(2) is allowed here: let the filter of system calls \
+         pass one of them (systemd: SystemCallFilter=@memlock memfd_secret)"
+    )]
+    Forbidden,
     /// The kernel took the advice and did not follow it.
     #[error(
         "the arena is not protected as it must be: /proc/self/smaps does not say that it {lacks}"
@@ -264,7 +270,7 @@ impl Region {
             .map_err(Step::of("madvise(MADV_DONTDUMP)"))?;
         if backend == Backend::Memfd {
             // SAFETY: the range is the mapping just made.
-            unsafe { mlock(address, len) }.map_err(Step::of("mlock"))?;
+            unsafe { mlock(address, len) }.map_err(Step::of(MLOCK))?;
         }
         // Touch every page now: a kernel that cannot give one must say so at start.
         region.wipe();
@@ -384,6 +390,8 @@ impl Drop for Region {
     }
 }
 
+const MLOCK: &str = "mlock";
+
 /// A failed step, before it is known whether another backend may be tried.
 struct Step {
     step: &'static str,
@@ -398,6 +406,10 @@ impl Step {
 
 impl From<Step> for RegionError {
     fn from(step: Step) -> Self {
+        // A limit of nothing, the other cause, was found before.
+        if step.step == MLOCK && step.errno == Errno::PERM {
+            return Self::Forbidden;
+        }
         Self::Map { step: step.step, source: step.errno.into() }
     }
 }
@@ -477,9 +489,12 @@ mod tests {
         let name = "arena::region::tests::the_answers_to_memfd_secret_are_told_apart_and_memfd_takes_its_place";
         let Some(role) = isolated::role() else {
             let has = memfd_secret().is_ok();
-            for (role, why) in
-                [("ENOSYS", "Absent"), ("EPERM", "Forbidden"), ("limit", "LimitReached")]
-            {
+            for (role, why) in [
+                ("ENOSYS", "Absent"),
+                ("EPERM", "Forbidden"),
+                ("both", "Forbidden"),
+                ("limit", "LimitReached"),
+            ] {
                 let done = isolated::again(name, role);
                 assert!(done.success, "{role}: {}", done.said);
                 let why = if has || role != "limit" { why } else { "Absent" };
@@ -490,12 +505,16 @@ mod tests {
         };
         let answer = match role.as_str() {
             "ENOSYS" => Some(libc::ENOSYS),
-            "EPERM" => Some(libc::EPERM),
+            "EPERM" | "both" => Some(libc::EPERM),
             _ => None,
         };
         if let Some(errno) = answer {
             let refused = SeccompAction::Errno(errno.unsigned_abs());
-            let calls = [(libc::SYS_memfd_secret, Vec::new())].into();
+            let mut calls = vec![(libc::SYS_memfd_secret, Vec::new())];
+            if role == "both" {
+                calls.push((libc::SYS_mlock, Vec::new()));
+            }
+            let calls = calls.into_iter().collect();
             let arch = TargetArch::try_from(std::env::consts::ARCH).unwrap();
             let filter = SeccompFilter::new(calls, SeccompAction::Allow, refused, arch).unwrap();
             apply_filter(&BpfProgram::try_from(filter).unwrap()).unwrap();
@@ -507,11 +526,16 @@ mod tests {
             let sets = CapabilitySets { effective: none, permitted: none, inheritable: none };
             set_capabilities(None, sets).unwrap();
         }
-        let region = Region::map(BackendChoice::Auto, 1 << 20).unwrap();
-        assert_eq!(region.flags(), VmFlags::Confirmed);
-        if answer.is_some() {
+        let region = Region::map(BackendChoice::Auto, 1 << 20);
+        if role == "both" {
+            assert!(matches!(region, Err(RegionError::Forbidden)));
+        } else if answer.is_some() {
+            let region = region.as_ref().unwrap();
+            assert_eq!(region.flags(), VmFlags::Confirmed);
             assert_eq!(region.backend(), Backend::Memfd);
         } else {
+            let region = region.as_ref().unwrap();
+            assert_eq!(region.flags(), VmFlags::Confirmed);
             assert_eq!(region.len(), 48 * 1024);
             let more = Region::map(BackendChoice::Auto, 1 << 20);
             assert!(matches!(more, Err(RegionError::Map { .. })), "a refusal and no crash");
