@@ -64,6 +64,8 @@ pub(super) fn read(text: &[u8]) -> Result<ClientJsonRpcMessage, Refusal> {
     if let ClientJsonRpcMessage::Request(request) = &message
         && let ClientRequest::CustomRequest(unknown) = &request.request
         && let Some(wanted) = parameters(&unknown.method)
+        // Since 2026-07-28 there is no greeting.
+        && (unknown.method != "initialize" || request.request.get_meta().protocol_version().is_none())
     {
         let text = format!("{} takes {wanted}", unknown.method);
         let error = ErrorData::invalid_params(text, None);
@@ -205,6 +207,10 @@ mod tests {
             assert!(!answer.to_string().contains("hunter2"), "{answer}");
         }
         assert!(read(br#"{"jsonrpc":"2.0","id":7,"method":"no/such"}"#).is_ok());
+        let meta = json!({ "io.modelcontextprotocol/protocolVersion": "2026-07-28" });
+        let asked = json!({ "jsonrpc": "2.0", "id": 7, "method": "initialize",
+            "params": { "_meta": meta } });
+        assert!(read(asked.to_string().as_bytes()).is_ok());
     }
 
     #[test]
