@@ -13,7 +13,10 @@ const passed = checks.filter(({ status }) => status === "SUCCESS");
 const failed = checks.filter(({ status }) => status === "FAILURE");
 const others = failed.filter(({ id }) => !needed.has(id));
 for (const { file, id, errorMessage } of others) console.error(`${file}: ${id}: ${errorMessage}`);
-// With fixtures, what is only recommended is looked at too.
-const warned = list ? [] : checks.filter(({ status }) => status === "WARNING" || status === "SKIPPED");
-for (const { id, status, errorMessage } of warned) console.error(`${id}: ${status}: ${errorMessage}`);
+// With fixtures, what is only recommended is looked at too, and the one check that says no more than INFO
+// when it was not made.
+const unmade = ({ id, status }) => status === "INFO" && id === "server-sse-disconnect-resume";
+const weak = (check) => check.status === "WARNING" || check.status === "SKIPPED" || unmade(check);
+const warned = list ? [] : checks.filter(weak);
+for (const { id, status, errorMessage, details } of warned) console.error(`${id}: ${status}: ${errorMessage ?? details?.message}`);
 console.log(passed.length, failed.length - others.length, others.length + warned.length);
