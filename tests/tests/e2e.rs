@@ -86,3 +86,5 @@ mod tampering;
 mod upstream;
 #[path = "e2e/whole_path.rs"]
 mod whole_path;
+#[path = "e2e/worker_secrecy.rs"]
+mod worker_secrecy;

@@ -118,6 +118,12 @@ impl Http {
     /// Posts a message with the headers that the protocol wants.
     #[must_use]
     pub fn post(&self, message: &Value) -> Exchange {
+        self.send("POST", &self.headers_of(message), &message.to_string())
+    }
+
+    /// The headers of a request that posts `message`.
+    #[must_use]
+    pub fn headers_of(&self, message: &Value) -> Vec<(&'static str, String)> {
         let method = message["method"].as_str().unwrap_or_default();
         let mut headers = self.headers();
         headers.push(("Content-Type", "application/json".to_owned()));
@@ -127,7 +133,7 @@ impl Http {
                 headers.push(("Mcp-Name", name.to_owned()));
             }
         }
-        self.send("POST", &headers, &message.to_string())
+        headers
     }
 
     /// The headers of every request: host, bearer, session, version.
@@ -159,9 +165,19 @@ impl Http {
     /// When the worker cannot be reached.
     #[must_use]
     pub fn send(&self, method: &str, headers: &[(&str, String)], body: &str) -> Exchange {
+        let headers = [&[("Connection", "close".to_owned())], headers].concat();
+        self.send_and_stay(method, &headers, body)
+    }
+
+    /// As [`Http::send`], on a connection that the client does not ask to have closed.
+    ///
+    /// # Panics
+    /// When the worker cannot be reached.
+    #[must_use]
+    pub fn send_and_stay(&self, method: &str, headers: &[(&str, String)], body: &str) -> Exchange {
         let mut stream = TcpStream::connect(self.address).expect("the worker listens");
         stream.set_read_timeout(Some(ANSWER_LIMIT)).expect("a read timeout");
-        let mut request = format!("{method} /mcp HTTP/1.1\r\nConnection: close\r\n");
+        let mut request = format!("{method} /mcp HTTP/1.1\r\n");
         for (name, value) in headers {
             request += &format!("{name}: {value}\r\n");
         }
@@ -184,6 +200,14 @@ impl Exchange {
     /// When it does not come, or is not HTTP.
     #[must_use]
     pub fn response(mut self) -> Response {
+        self.read()
+    }
+
+    /// The whole answer; the connection stays as the worker leaves it.
+    ///
+    /// # Panics
+    /// When it does not come, or is not HTTP.
+    pub fn read(&mut self) -> Response {
         let (status, headers) = self.head();
         let mut response = Response { status, headers, body: String::new() };
         let mut rest = Vec::new();

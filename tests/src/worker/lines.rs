@@ -171,7 +171,15 @@ impl Lines {
     }
 
     fn send(&mut self, message: &Value) {
-        let line = format!("{message}\n");
+        self.send_line(&message.to_string());
+    }
+
+    /// Sends any text as a line.
+    ///
+    /// # Panics
+    /// When the worker takes no input.
+    pub fn send_line(&mut self, text: &str) {
+        let line = format!("{text}\n");
         self.transcript.write_all(line.as_bytes()).expect("the transcript is written");
         let input = self.input.as_mut().expect("the input is still open");
         let sent = input.write_all(line.as_bytes());

@@ -38,12 +38,27 @@ impl Served {
     /// When it does not come to listen.
     #[must_use]
     pub fn unix(broker: &Broker, identity: &Identity, config: &str) -> Self {
+        Self::unix_with(broker, identity, &[], config)
+    }
+
+    /// As [`Served::unix`], with more options.
+    ///
+    /// # Panics
+    /// When it does not come to listen.
+    #[must_use]
+    pub fn unix_with(
+        broker: &Broker,
+        identity: &Identity,
+        options: &[&str],
+        config: &str,
+    ) -> Self {
         let directory = directory(broker, identity);
         let socket = directory.join("mcp.sock");
         let group = if several() { SOCKET_GROUP } else { identity.gid() };
         let config = format!("{config}\n[unix]\ngroup = \"{group}\"\n");
         let choice = ["mcp", "--unix", socket.to_str().expect("an ASCII path")];
-        let (process, log) = start(broker, identity, &directory, choice, &config);
+        let choice = [&choice, options].concat();
+        let (process, log) = start(broker, identity, &directory, &choice, &config);
         // The file is there a moment before the group may connect.
         until(PATIENCE, || process.stderr().contains("serving MCP").then_some(()))
             .unwrap_or_else(|| panic!("it does not serve:\n{}", process.stderr()));
@@ -62,7 +77,7 @@ impl Served {
         let config = format!("{config}\n[unix]\ngroup = \"{group}\"\n");
         let listen = format!("unix:{}", socket.display());
         let choice = ["serve", "--listen", &listen];
-        let (process, log) = start(broker, identity, &directory, choice, &config);
+        let (process, log) = start(broker, identity, &directory, &choice, &config);
         until(PATIENCE, || process.stderr().contains("serving gRPC").then_some(()))
             .unwrap_or_else(|| panic!("it does not serve:\n{}", process.stderr()));
         Self { process, at: At::Unix(socket), log }
@@ -74,6 +89,21 @@ impl Served {
     /// When it does not come to listen.
     #[must_use]
     pub fn http(broker: &Broker, identity: &Identity, names: &[&str], config: &str) -> Self {
+        Self::http_with(broker, identity, names, &[], config)
+    }
+
+    /// As [`Served::http`], with more options.
+    ///
+    /// # Panics
+    /// When it does not come to listen.
+    #[must_use]
+    pub fn http_with(
+        broker: &Broker,
+        identity: &Identity,
+        names: &[&str],
+        options: &[&str],
+        config: &str,
+    ) -> Self {
         let directory = directory(broker, identity);
         let mut config = format!("{config}\n[http.bearers]\n");
         let bearers = names.iter().map(|name| {
@@ -86,8 +116,8 @@ impl Served {
             ((*name).to_owned(), token)
         });
         let bearers = bearers.collect();
-        let choice = ["mcp", "--http", "127.0.0.1:0"];
-        let (process, log) = start(broker, identity, &directory, choice, &config);
+        let choice = [&["mcp", "--http", "127.0.0.1:0"], options].concat();
+        let (process, log) = start(broker, identity, &directory, &choice, &config);
         let address = until(PATIENCE, || {
             let log = process.stderr();
             let (_, rest) = log.split_once("\"address\":\"")?;
@@ -163,7 +193,7 @@ fn start(
     broker: &Broker,
     identity: &Identity,
     directory: &Path,
-    choice: [&str; 3],
+    choice: &[&str],
     config: &str,
 ) -> (Process, PathBuf) {
     let file = directory.join("worker.toml");

@@ -25,7 +25,7 @@ fn all_patterns(database: &Database) -> Vec<Pattern> {
 }
 
 /// Asserts that the process and what surrounds it hold none of the patterns.
-fn assert_clean(name: &str, pid: u32, patterns: &[Pattern]) {
+pub(crate) fn assert_clean(name: &str, pid: u32, patterns: &[Pattern]) {
     let found = memory::scan(pid, patterns).expect("the process can be read");
     assert!(found.hits.is_empty(), "{name}: {:?}", found.hits);
     assert!(found.bytes_read > 1 << 20, "{name}: hardly anything was read: {found:?}");
