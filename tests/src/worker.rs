@@ -8,9 +8,10 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::net::Shutdown;
 use std::ops::{Deref, DerefMut};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
-use std::process::{Command, Stdio};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
 
 use serde_json::{Value, json};
 
@@ -133,25 +134,37 @@ impl Worker {
     /// When it does not answer.
     #[must_use]
     pub fn start_in(era: Era, broker: &Broker, identity: &Identity, options: &[&str]) -> Self {
-        let mut command = identity.command(binaries::sql_worker());
-        command.args(["mcp", "--stdio", "--runtime-dir"]).arg(broker.runtime_dir()).args(options);
-        broker.tell(&mut command);
-        Self::greet(era, &mut command, &broker.setup().path("logs"))
-    }
-
-    fn greet(era: Era, command: &mut Command, logs: &Path) -> Self {
-        let name = format!("worker-{}", crate::canary::random_word(6));
-        let log = logs.join(format!("{name}.err"));
-        let mut child = command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(File::create(&log).expect("a log file"))
-            .spawn()
-            .expect("the worker starts");
+        let mut command = command(broker, identity, options);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let (name, log, mut child) = spawn(&mut command, broker);
         let input = child.stdin.take().expect("stdin is a pipe");
         let output = child.stdout.take().expect("stdout is a pipe");
-        let process = Process::adopt(&name, child, logs);
+        let process = Process::adopt(&name, child, &broker.setup().path("logs"));
         Self { process, lines: Lines::greet(era, input, output, &log) }
+    }
+
+    /// As [`Worker::start_in`], with a Unix socket for its standard streams, as clients on Node.js
+    /// have it.
+    ///
+    /// # Panics
+    /// When it does not answer.
+    #[must_use]
+    pub fn start_on_a_socket(
+        era: Era,
+        broker: &Broker,
+        identity: &Identity,
+        options: &[&str],
+    ) -> Self {
+        let (ours, theirs) = UnixStream::pair().expect("a pair of sockets");
+        let also = theirs.try_clone().expect("dup");
+        let mut command = command(broker, identity, options);
+        command.stdin(OwnedFd::from(theirs)).stdout(OwnedFd::from(also));
+        let (name, log, child) = spawn(&mut command, broker);
+        // What is left of the worker's end is the worker's.
+        drop(command);
+        let process = Process::adopt(&name, child, &broker.setup().path("logs"));
+        let reading = ours.try_clone().expect("dup");
+        Self { process, lines: Lines::greet(era, Hangup(ours), reading, &log) }
     }
 
     /// The worker's process.
@@ -178,6 +191,24 @@ impl DerefMut for Worker {
     fn deref_mut(&mut self) -> &mut Lines {
         &mut self.lines
     }
+}
+
+fn command(broker: &Broker, identity: &Identity, options: &[&str]) -> Command {
+    let mut command = identity.command(binaries::sql_worker());
+    command.args(["mcp", "--stdio", "--runtime-dir"]).arg(broker.runtime_dir()).args(options);
+    broker.tell(&mut command);
+    command
+}
+
+/// Its name, its log, and the child.
+fn spawn(command: &mut Command, broker: &Broker) -> (String, PathBuf, Child) {
+    let name = format!("worker-{}", crate::canary::random_word(6));
+    let log = broker.setup().path("logs").join(format!("{name}.err"));
+    let child = command
+        .stderr(File::create(&log).expect("a log file"))
+        .spawn()
+        .expect("the worker starts");
+    (name, log, child)
 }
 
 /// The writing half of a Unix socket; dropping it ends the connection, whoever else holds it.

@@ -1,8 +1,8 @@
 //! Passwords as tool arguments: refused, unless the worker was started to take them.
 //!
-//! What a model is given to pass on has already leaked, to its transcript at least. Where
-//! `--allow-inline-secrets` takes it all the same, what is ours of it is wiped; the copies of the
-//! transport and of its parser are not ours.
+//! What a model is given to pass on has already leaked, to its transcript at least. It is not left
+//! behind here as well, taken or refused: buffers that stay are wiped as they are read from, and
+//! whatever is freed, in a parser too, by the allocator of the program.
 
 use std::fmt;
 

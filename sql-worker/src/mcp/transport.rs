@@ -7,6 +7,7 @@
 pub mod http;
 pub(super) mod lines;
 mod message;
+mod stdio;
 mod unix;
 
 use std::io;
@@ -79,8 +80,7 @@ impl Transport {
     pub async fn serve(self, app: Arc<App>, stop: CancellationToken) -> io::Result<()> {
         match self {
             Self::Stdio => {
-                let streams = rmcp::transport::io::stdio_pipes();
-                super::serve(app, Principal::stdio(), streams, None, stop).await;
+                super::serve(app, Principal::stdio(), stdio::streams(), None, stop).await;
                 Ok(())
             }
             Self::Unix(listener) => unix::serve(listener, app, stop).await,

@@ -2,7 +2,9 @@
 //! and 2026-07-28, "stdio"), which Unix sockets share.
 //!
 //! rmcp has such a transport; this one bounds what a peer can make it hold, answers what it
-//! cannot read, and tells at once, and not only rmcp, that the peer is gone.
+//! cannot read, tells at once, and not only rmcp, that the peer is gone, and wipes what it has read.
+
+mod input;
 
 use std::io;
 use std::time::Duration;
@@ -11,11 +13,13 @@ use rmcp::RoleServer;
 use rmcp::model::ClientJsonRpcMessage;
 use rmcp::service::{RxJsonRpcMessage, TxJsonRpcMessage};
 use rmcp::transport::Transport;
-use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncWrite, AsyncWriteExt as _, BufReader};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
+use zeroize::{Zeroize as _, Zeroizing};
 
+use self::input::Input;
 use super::MAX_MESSAGE;
 use super::message::{self, Refusal, Working};
 use crate::app::Room;
@@ -30,8 +34,8 @@ const KEPT: usize = 16 << 10;
 /// A peer that writes and reads lines.
 #[derive(Debug)]
 pub(in crate::mcp) struct Lines<R> {
-    input: BufReader<R>,
-    line: Vec<u8>,
+    input: Input<R>,
+    line: Zeroizing<Vec<u8>>,
     /// Whether the rest of a line that is too long is being skipped.
     skipping: bool,
     /// Absent once closed.
@@ -66,10 +70,10 @@ impl<R: AsyncRead + Send + Unpin> Lines<R> {
     {
         let (queue, lines) = mpsc::channel(QUEUE);
         let writer = write(output, lines, ended.clone(), patience);
-        let input = BufReader::new(input);
+        let input = Input::new(input);
         let lines = Self {
             input,
-            line: Vec::new(),
+            line: Zeroizing::default(),
             skipping: false,
             queue: Some(queue),
             ended,
@@ -98,7 +102,7 @@ impl<R: AsyncRead + Send + Unpin> Lines<R> {
     /// Cancel safe: what was read of a line is kept.
     async fn read(&mut self) -> io::Result<Read> {
         loop {
-            let read = self.input.fill_buf().await?;
+            let read = self.input.fill().await?;
             if read.is_empty() {
                 return Ok(Read::End);
             }
@@ -112,13 +116,20 @@ impl<R: AsyncRead + Send + Unpin> Lines<R> {
             if whole && self.skipping {
                 self.skipping = false;
             } else if !fits && !self.skipping {
-                self.line = Vec::new();
+                self.line = Zeroizing::default();
                 self.skipping = !whole;
                 return Ok(Read::TooLong);
             } else if whole {
                 return Ok(Read::Line);
             }
         }
+    }
+
+    fn forget_line(&mut self) {
+        // What lies behind it was wiped with a longer one.
+        self.line.as_mut_slice().zeroize();
+        self.line.clear();
+        self.line.shrink_to(KEPT);
     }
 }
 
@@ -146,8 +157,7 @@ impl<R: AsyncRead + Send + Unpin + 'static> Transport<RoleServer> for Lines<R> {
             let refusal = match (room.is_some(), self.read().await) {
                 (true, Ok(Read::Line)) => {
                     let message = self.message();
-                    self.line.clear();
-                    self.line.shrink_to(KEPT);
+                    self.forget_line();
                     match message {
                         Ok(Some(message)) => return Some(message),
                         Ok(None) => continue,
