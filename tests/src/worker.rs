@@ -204,10 +204,8 @@ fn command(broker: &Broker, identity: &Identity, options: &[&str]) -> Command {
 fn spawn(command: &mut Command, broker: &Broker) -> (String, PathBuf, Child) {
     let name = format!("worker-{}", crate::canary::random_word(6));
     let log = broker.setup().path("logs").join(format!("{name}.err"));
-    let child = command
-        .stderr(File::create(&log).expect("a log file"))
-        .spawn()
-        .expect("the worker starts");
+    let child =
+        command.stderr(File::create(&log).expect("a log file")).spawn().expect("the worker starts");
     (name, log, child)
 }
 

@@ -362,7 +362,8 @@ async fn multiranges_round_trip_as_text() {
         }
         let column = format!("select null::{type_name}, nextval('untouched_')");
         let parameter = format!("select $1::{type_name} is null, nextval('untouched_')");
-        for (sql, params) in [(column, Params::None), (parameter, Params::List(vec![json!(null)]))] {
+        for (sql, params) in [(column, Params::None), (parameter, Params::List(vec![json!(null)]))]
+        {
             let failure = run(&owner, &sql, params).await.unwrap_err();
             let said = failure.to_json().to_string();
             assert_eq!(failure.code().as_str(), "UNSUPPORTED", "{sql}: {said}");

@@ -46,12 +46,7 @@ impl Served {
     /// # Panics
     /// When it does not come to listen.
     #[must_use]
-    pub fn unix_with(
-        broker: &Broker,
-        identity: &Identity,
-        options: &[&str],
-        config: &str,
-    ) -> Self {
+    pub fn unix_with(broker: &Broker, identity: &Identity, options: &[&str], config: &str) -> Self {
         let directory = directory(broker, identity);
         let socket = directory.join("mcp.sock");
         let group = if several() { SOCKET_GROUP } else { identity.gid() };

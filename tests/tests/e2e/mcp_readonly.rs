@@ -172,10 +172,7 @@ const ESCAPES: &[(&str, Effect)] = &[
     ),
     ("SET TRANSACTION READ WRITE", Session(IN_READ_ONLY, IS_READ_ONLY)),
     ("SET LOCAL transaction_read_only = off", Session(IN_READ_ONLY, IS_READ_ONLY)),
-    (
-        "SET SESSION CHARACTERISTICS AS TRANSACTION READ WRITE",
-        Session(BY_DEFAULT, IS_BY_DEFAULT),
-    ),
+    ("SET SESSION CHARACTERISTICS AS TRANSACTION READ WRITE", Session(BY_DEFAULT, IS_BY_DEFAULT)),
     ("SET default_transaction_read_only = off", Session(BY_DEFAULT, IS_BY_DEFAULT)),
     ("RESET ALL", Session(BY_DEFAULT, IS_BY_DEFAULT)),
     ("SET ROLE NONE", Session("SET ROLE heir", "SELECT current_user")),
@@ -586,4 +583,89 @@ fn clean_up(database: &Database) {
     assert_eventually!(admin.batch_execute(slots).is_ok(), "a slot is in use");
     admin.batch_execute("DROP DATABASE IF EXISTS made_database").expect("nobody is in it");
     admin.batch_execute("ALTER SYSTEM RESET ALL").expect("a superuser may");
+}
+
+/// What no transaction confines, and is open to a superuser whom `allow_roles` lets in: README.md
+/// says so.
+const OPEN_TO_SUPERUSERS: &[&str] = &[
+    "SELECT pg_read_file('/etc/passwd')",
+    "SELECT lo_export(4242, '/tmp/never')",
+    "SELECT pg_create_physical_replication_slot('kept', true)",
+    "SELECT pg_create_logical_replication_slot('kept', 'pgoutput')",
+    "SELECT pg_reload_conf()",
+    "SELECT pg_rotate_logfile() AS rotated",
+    "SELECT pg_switch_wal()",
+    "SELECT pg_stat_reset()",
+];
+
+#[test]
+fn a_superuser_is_let_in_by_name_alone_and_changes_no_row() {
+    let (home, cluster) = cluster();
+    let database = prepare(cluster.server());
+    let never = writable(&home);
+    let promote = format!("ALTER ROLE {} SUPERUSER", database.name());
+    database.admin().batch_execute(&promote).expect("a superuser may");
+    let broker = Broker::usual_setup(&database, Via::Tls).start();
+    let allowing = |role: &str, access: &str| {
+        let section = "[connections.main_db]";
+        let config = format!("{section}\naccess = \"{access}\"\nallow_roles = [\"{role}\"]\n");
+        worker(&broker, &config)
+    };
+
+    let strangers = [
+        worker(&broker, ""),
+        worker(&broker, "[connections.main_db]\naccess = \"read-write\"\n"),
+        allowing("pg_read_server_files", "read-only"),
+        allowing("createrole", "read-write"),
+    ];
+    for mut stranger in strangers {
+        let named = json!({ "connection_name": "main_db" });
+        for refused in [
+            run(&mut stranger, "SELECT 1"),
+            stranger.call("connect_named_storage", &named),
+            stranger.call("create_credential_token", &json!({ "database": "main_db" })),
+        ] {
+            if refused.is_error {
+                assert_eq!(refused.text("/error/code"), "ACCESS_DENIED", "{}", refused.raw);
+                let hint = refused.text("/error/hint");
+                assert!(hint.contains("allow_roles = [\"superuser\"]"), "{}", refused.raw);
+                continue;
+            }
+            // A token opens nothing by itself, and is no way round.
+            let with_token = json!({ "database": "main_db", "sql": "SELECT 1",
+                "credential_token": refused.text("/credential_token") });
+            let refused = stranger.call("execute_sql", &with_token);
+            assert_eq!(refused.text("/error/code"), "ACCESS_DENIED", "{}", refused.raw);
+        }
+    }
+
+    let mut reader = allowing("superuser", "read-only");
+    let who = run(&mut reader, "SELECT rolsuper FROM pg_roles WHERE rolname = session_user");
+    assert_eq!(who.content["rows"], json!([[true]]), "{}", who.raw);
+    let before = digest(&database);
+    let escapes = ESCAPES.iter().map(|(sql, _)| sql);
+    let held = WRITES.iter().chain(REFUSED_BY_ANY_SERVER).chain(escapes);
+    let held: Vec<&str> = held.copied().filter(|sql| !OPEN_TO_SUPERUSERS.contains(sql)).collect();
+    for some in held.chunks(8) {
+        for sql in some {
+            let _refused_or_undone =
+                run(&mut reader, &sql.replace(NEVER, &never.display().to_string()));
+        }
+        let changed = changes(&before, &digest(&database));
+        assert!(changed.is_empty() && !never.exists(), "one of {some:#?}\nchanged {changed:?}");
+    }
+    println!("{} statements of a superuser changed nothing", held.len());
+
+    for sql in OPEN_TO_SUPERUSERS {
+        assert!(ESCAPES.iter().any(|(escape, _)| escape == sql), "{sql} is tried elsewhere too");
+        let opened = run(&mut reader, &sql.replace(NEVER, &never.display().to_string()));
+        assert!(!opened.is_error, "{sql}: {}", opened.raw);
+        clean_up(&database);
+    }
+    assert!(never.exists(), "lo_export is open");
+
+    let mut writer = allowing("superuser", "read-write");
+    let made = run(&mut writer, "CREATE TABLE made_by_a_superuser ()");
+    assert!(!made.is_error, "{}", made.raw);
+    assert!(!changes(&before, &digest(&database)).is_empty());
 }

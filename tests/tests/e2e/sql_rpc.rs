@@ -94,7 +94,10 @@ pub(crate) fn refused(service: &Handles, request: ExecuteQueryRequest) -> Status
     refused.expect("no other refusal").expect("it is refused")
 }
 
-pub(crate) fn begin(service: &Handles, request: ExecuteQueryRequest) -> Streaming<ExecuteQueryResponse> {
+pub(crate) fn begin(
+    service: &Handles,
+    request: ExecuteQueryRequest,
+) -> Streaming<ExecuteQueryResponse> {
     begin_within(service, request, None)
 }
 
@@ -252,6 +255,44 @@ fn every_verb_answers_any_grpc_client() {
     revoke(&service, &token).expect("revoked");
     assert_eq!(refused(&service, with).code(), Code::NotFound);
     assert!(!served.log().contains("cbh_") && !served.log().contains("SELECT"));
+}
+
+/// By name and by destination: a connection, and its session in the database, end with
+/// `Disconnect`, whatever runs in it.
+#[test]
+fn disconnect_leaves_nothing_in_the_database() {
+    let database = Server::shared().database();
+    let broker = Broker::usual(&database);
+    let served = Served::rpc(&broker, &Identity::worker(), "");
+    let service = connect(&served, &Identity::client());
+    let unknown = run(&service, on(NO_CONNECTION, "SELECT 1")).expect_err("not there");
+    let find = || {
+        let request = ConnectRequest {
+            storage_type: "postgresql".into(),
+            host: "localhost".into(),
+            database: database.name().into(),
+            port: Some(database.server().port.into()),
+        };
+        let found = service.ask(async |channel| client(channel).connect(request).await);
+        found.expect("it is configured").into_inner().connection_id
+    };
+    for id in [open(&service), find()] {
+        let pid = "SELECT pg_backend_pid()";
+        let first = run(&service, on(&id, pid)).expect("a row").rows;
+        assert_eq!(run(&service, on(&id, pid)).expect("a row").rows, first, "its own session");
+        disconnect(&service, &id).expect("its own");
+        let refused = run(&service, on(&id, "SELECT 1")).expect_err("it is gone");
+        assert_eq!(refused.without_reference(), unknown.without_reference());
+    }
+    assert_eventually!(database.backends() == 0, "a session is left");
+
+    let id = open(&service);
+    let mut parts = begin(&service, on(&id, "SELECT pg_sleep(300)"));
+    assert_eventually!(database.running("pg_sleep") == 1, "the query does not run");
+    disconnect(&service, &id).expect("its own");
+    let refusal = end(&service, &mut parts);
+    assert!(["CANCELLED", "HANDLE_INVALID"].contains(&refusal.reason.as_str()), "{refusal:?}");
+    assert_eventually!(database.backends() == 0, "a session is left");
 }
 
 #[test]

@@ -106,7 +106,8 @@ impl Stage {
         root.push("logs");
         // What clients sent is in their transcripts.
         let logs = fs::read_dir(&root).expect("the logs").flatten().map(|entry| entry.path());
-        written.extend(logs.filter(|path| path.extension().is_none_or(|kind| kind != "transcript")));
+        written
+            .extend(logs.filter(|path| path.extension().is_none_or(|kind| kind != "transcript")));
         assert_eq!(memory::scan_files(&written, &all), Vec::<String>::new(), "{name}");
     }
 }
@@ -207,7 +208,10 @@ impl Caller<'_> {
             ),
             ("connect_storage", json!({ "connection_string": url })),
             ("connect_storage", json!({ "connection_string": pairs })),
-            ("execute_sql", json!({ "database": "main_db", "credential_token": secret, "sql": "" })),
+            (
+                "execute_sql",
+                json!({ "database": "main_db", "credential_token": secret, "sql": "" }),
+            ),
         ] {
             self.refused(tool, &arguments);
         }
