@@ -29,7 +29,6 @@ use crate::peer::Uid;
 mod region;
 mod slab;
 mod vm_flags;
-pub mod zeroing;
 
 /// Smallest arena that is worth starting with: what old containers get as RLIMIT_MEMLOCK.
 pub const MIN_CAPACITY: usize = 16 * 1024;

@@ -43,7 +43,7 @@
 /// As in the program: tests that search memory find what it would leave.
 #[cfg(test)]
 #[global_allocator]
-static ALLOCATOR: arena::zeroing::ZeroOnFree = arena::zeroing::ZeroOnFree;
+static ALLOCATOR: credbroker_zeroing::ZeroOnFree = credbroker_zeroing::ZeroOnFree;
 
 mod app;
 pub mod arena;

@@ -3,9 +3,9 @@
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use credbroker_broker::arena::zeroing::ZeroOnFree;
 use credbroker_broker::cli::Cli;
 use credbroker_broker::exit::Exit;
+use credbroker_zeroing::ZeroOnFree;
 
 #[global_allocator]
 static ALLOCATOR: ZeroOnFree = ZeroOnFree;

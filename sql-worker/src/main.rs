@@ -1,14 +1,11 @@
 //! The binary: see the library's documentation.
-
-/// What a caller sends may be a password, and no library leaves it behind. The command line has it
-/// for the same reason.
-#[path = "../../client/src/bin/credbroker/zeroing.rs"]
-mod zeroing;
+#![forbid(unsafe_code)]
 
 use std::process::ExitCode;
 
-use crate::zeroing::ZeroOnFree;
+use credbroker_zeroing::ZeroOnFree;
 
+/// What a caller sends may be a password, and no library leaves it behind.
 #[global_allocator]
 static ALLOCATOR: ZeroOnFree = ZeroOnFree;
 

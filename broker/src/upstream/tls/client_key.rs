@@ -1,7 +1,7 @@
 //! The private key of a client certificate. Between two signatures it lies in the arena and
 //! nowhere else: each signature makes ring's key pair anew, in one synchronous place, and what
 //! that used of the stack and the vector registers is wiped. What it used of the heap the global
-//! allocator wipes when it is freed ([`crate::arena::zeroing`]).
+//! allocator wipes when it is freed (`credbroker_zeroing`).
 
 #![forbid(unsafe_code)]
 

@@ -13,7 +13,7 @@
 //! | `prompt` | asks for a secret on the terminal, without echo |
 //! | `output` | tables for people, one JSON document for programs |
 //! | `failure` | every way to fail, with its exit code |
-//! | `sys`, `zeroing` | the unsafe code |
+//! | `sys` | the unsafe code |
 
 mod args;
 mod audit;
@@ -37,17 +37,16 @@ mod suspend;
 mod sys;
 mod validate;
 mod whoami;
-mod zeroing;
 
 use std::env;
 use std::process::ExitCode;
 
 use clap::Parser as _;
+use credbroker_zeroing::ZeroOnFree;
 
 use crate::args::{Cli, Command};
 use crate::failure::Exit;
 use crate::output::Output;
-use crate::zeroing::ZeroOnFree;
 
 #[global_allocator]
 static ALLOCATOR: ZeroOnFree = ZeroOnFree;

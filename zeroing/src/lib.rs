@@ -1,8 +1,9 @@
 //! A global allocator that wipes what it frees.
 //!
-//! What a person types passes through this program on its way into a memfd, and our own buffers
-//! are wiped by hand; this is the net below them. A library that has read it (an HTTP stack)
-//! leaves nothing behind when it frees its buffer.
+//! It is the net below what is done by hand: the broker's arena holds every secret between
+//! operations, and the other programs wipe the buffers that a password passes through. A library
+//! that copies a byte of one to the heap (a TLS stack reading a key, an HTTP or a JSON parser)
+//! leaves nothing behind when it frees the copy. Memory that is never freed is never wiped.
 
 #![allow(unsafe_code, reason = "an allocator is unsafe by its trait")]
 
@@ -11,7 +12,7 @@ use std::{hint, ptr};
 
 /// The system allocator, wiping each block before it is freed.
 #[derive(Debug, Default)]
-pub(crate) struct ZeroOnFree;
+pub struct ZeroOnFree;
 
 // SAFETY: every call is passed on to `System` with the layout it was made with; only the
 // contents of blocks that the caller has given up are changed.
