@@ -228,13 +228,16 @@ impl Registry {
         reason: CutReason,
         which: impl Fn(&Owner) -> bool,
     ) -> Vec<Arc<Cut>> {
-        let picked = self.sessions.values().filter(|entry| which(&entry.owner));
-        picked
-            .map(|entry| {
-                entry.cut.mark(reason);
-                Arc::clone(&entry.cut)
-            })
-            .collect()
+        let picked = || self.sessions.values().filter(|entry| which(&entry.owner));
+        // All are looked at before the first is changed: looks at memory that is far away overlap,
+        // and changes wait for each other.
+        let fresh = picked().filter(|entry| entry.cut.reason().is_none()).count();
+        let mut cuts = Vec::with_capacity(fresh);
+        cuts.extend(picked().map(|entry| {
+            entry.cut.mark(reason);
+            Arc::clone(&entry.cut)
+        }));
+        cuts
     }
 
     /// Marks one session; `None` when there is none of that name.

@@ -16,7 +16,7 @@ use clap::ValueEnum;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use serde::{Deserialize, Serialize};
 
-pub use self::echo::serve as serve_echo;
+pub use self::echo::{serve as serve_echo, serve_by_task as serve_echo_by_task};
 pub use self::issue::serve_empty;
 pub use self::machine::Machine;
 pub use self::relay::serve as serve_relay;

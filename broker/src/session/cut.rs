@@ -267,6 +267,9 @@ pub(crate) fn fire(cuts: &[Arc<Cut>]) -> impl Future<Output = ()> + Send + use<>
         clients_dead: CancellationToken::new(),
         servers_turn: CancellationToken::new(),
     });
+    if cuts.is_empty() {
+        volley.clients_dead.cancel();
+    }
     let mut fresh = Vec::with_capacity(cuts.len());
     for cut in cuts {
         if cut.join(&volley) {

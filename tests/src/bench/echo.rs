@@ -1,5 +1,5 @@
 //! The least that a packet server can do: a blocking thread, one recv(2) and one send(2) a
-//! request.
+//! request; or the same as a task.
 
 use std::fs;
 use std::io::IoSlice;
@@ -14,6 +14,9 @@ use rustix::net::{
     SocketFlags, SocketType, accept, bind, listen, recv, send, sendmsg, socket_with,
 };
 
+use tokio::runtime::Builder;
+use tokio_seqpacket::UnixSeqpacket;
+
 use super::rig::{Helper, ascii};
 use crate::identity::Identity;
 use crate::packet::Packets;
@@ -27,9 +30,9 @@ pub(super) struct Echo {
 }
 
 impl Echo {
-    /// One whose replies are `reply` bytes long, with a descriptor if told so.
-    pub(super) fn start(path: &Path, reply: usize, descriptor: bool) -> Self {
-        let kind = if descriptor { "descriptor" } else { "plain" };
+    /// One whose replies are `reply` bytes long, and of this kind: `plain`, with a `descriptor`, or
+    /// by a `task`.
+    pub(super) fn start(path: &Path, reply: usize, kind: &str) -> Self {
         let process = Helper::start(&["serve-echo", ascii(path), &reply.to_string(), kind]);
         let packets =
             wait::until(Duration::from_secs(10), || Packets::connect(&Identity::own(), path).ok());
@@ -66,6 +69,24 @@ pub fn serve(path: &Path, reply: usize, descriptor: bool) {
             return;
         }
     }
+}
+
+/// The same by a task on the broker's runtime, without descriptors.
+///
+/// # Panics
+/// When the socket cannot be had.
+pub fn serve_by_task(path: &Path, reply: usize) {
+    let listener = listener(path, SocketType::SEQPACKET);
+    let socket = accept(&listener).expect("the client");
+    let runtime = Builder::new_multi_thread().enable_all().build().expect("a runtime");
+    let task = runtime.spawn(async move {
+        let socket = UnixSeqpacket::try_from(socket).expect("registered");
+        let (mut buffer, reply) = (vec![0_u8; 65536], vec![7_u8; reply]);
+        while socket.recv(&mut buffer).await.is_ok_and(|packet| packet.bytes_read() > 0) {
+            socket.send(&reply).await.expect("sent");
+        }
+    });
+    runtime.block_on(task).expect("it does not panic");
 }
 
 /// A listening socket that everybody may connect to.

@@ -38,7 +38,7 @@ pub(super) fn measure(outcome: &mut Outcome) {
     if warm.is_none() {
         outcome.note("Warm spares are not available yet: `open` logs in each time.");
     }
-    let echo = Echo::start(&cold.setup().path("logs/echo.sock"), first.reply_bytes(), true);
+    let echo = Echo::start(&cold.setup().path("logs/echo.sock"), first.reply_bytes(), "descriptor");
     let request = PacketRequest { id: 7, request: Some(first.request()) }.encode_to_vec();
 
     let opens = mode.count(OPENS);

@@ -9,8 +9,8 @@ use std::process::{Command, ExitCode, Stdio};
 
 use clap::{Parser, Subcommand};
 use credbroker_e2e::bench::{
-    Machine, Measurement, Mode, Outcome, Subject, serve_echo, serve_empty, serve_relay,
-    write_report,
+    Machine, Measurement, Mode, Outcome, Subject, serve_echo, serve_echo_by_task, serve_empty,
+    serve_relay, write_report,
 };
 
 #[derive(Parser)]
@@ -63,9 +63,10 @@ fn main() -> ExitCode {
             let json = serde_json::to_vec(&outcome).expect("an outcome can be written");
             std::io::stdout().write_all(&json).expect("somebody reads");
         }
-        Some(Role::ServeEcho { path, reply, kind }) => {
-            serve_echo(path, *reply, kind == "descriptor");
-        }
+        Some(Role::ServeEcho { path, reply, kind }) => match kind.as_str() {
+            "task" => serve_echo_by_task(path, *reply),
+            kind => serve_echo(path, *reply, kind == "descriptor"),
+        },
         Some(Role::ServeRelay { listen, upstream }) => serve_relay(listen, upstream),
         Some(Role::ServeEmpty { path, log }) => serve_empty(path, log.as_deref()),
     }
