@@ -71,6 +71,14 @@ pub(super) fn measure(outcome: &mut Outcome) {
             .check(format!("{row}: warm p50 ÷ echo"), ratios(&warms, &bare), Unit::Ratio, goal)
             .under(PACED, ratios(&paced, &bare));
     }
+    outcome.note(format!(
+        "After an open there are {} ms in which its spare is replaced: a server process is started, \
+         and the broker logs in to it. So no open finds in a processor's cache what the one before \
+         has left there, and neither does an echo after as long a pause. Before it answers, an open \
+         is decided, recorded by the audit log's thread, and held by another process, the keeper, \
+         which has to say so.",
+        REFILLED.as_millis()
+    ));
 }
 
 fn bare_echo(echo: &Packets, request: &[u8]) -> Duration {

@@ -51,7 +51,10 @@ pub(super) fn measure(outcome: &mut Outcome) {
     outcome.note(format!(
         "Scale {SCALE}; the relay's cost is utime and stime of the whole process, divided by the \
          transactions. The bare relay is one thread that does one epoll_wait(2), one recv(2) and \
-         one send(2) a message and knows nothing: the floor for a relay in user space."
+         one send(2) a message and knows nothing: the floor for a relay in user space. By a \
+         profile, the door makes the same system calls, and four fifths of its time are theirs; the \
+         rest (tasks and timers of its runtime, the count of frames) is 19 % of it, of pgbouncer's \
+         13 % and of the bare relay's 7 %."
     ));
 }
 
