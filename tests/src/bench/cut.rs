@@ -31,8 +31,7 @@ pub(super) fn measure(outcome: &mut Outcome) {
         format!("CREATE TABLE marks (n int); ALTER TABLE marks OWNER TO {}", rig.database.name());
     rig.database.admin().batch_execute(&table).expect("a table can be made");
     let group = Group::of(rig.server());
-    let [mut door, mut handoff, mut terminated] = [(); 3].map(|()| Ends::default());
-    let mut closed = Vec::new();
+    let [mut door, mut handoff, mut terminated, mut closed] = [(); 4].map(|()| Ends::default());
     let rounds = if outcome.mode.quick { 1 } else { 3 };
     for round in 0..rounds {
         progress(&format!("round {round}"));
@@ -43,18 +42,18 @@ pub(super) fn measure(outcome: &mut Outcome) {
         }
         rig.trust(true);
         terminated.push(&by_terminating(&rig));
-        closed.push(millis(by_closing(&rig)));
+        closed.push(&by_closing(&rig));
         rig.trust(false);
     }
     for (row, ends) in [
         ("revoked, through the door", &door),
         ("revoked, handed off", &handoff),
         ("floor: direct, pg_terminate_backend", &terminated),
+        ("floor: direct, idle, sockets shut down", &closed),
     ] {
         ends.tell(outcome, row);
     }
-    let closed = Sample::of(closed);
-    outcome.text("floor: direct, idle, sockets closed", SERVER, closed.range(Unit::Millis));
+    let shut = "sockets shut down";
     for (what, ends) in [("door", &door), ("handoff", &handoff)] {
         if ends.p99.is_empty() {
             continue;
@@ -63,7 +62,7 @@ pub(super) fn measure(outcome: &mut Outcome) {
         let (clients, stopped) = (Goal::AtMost(5.0), Goal::AtMost(1000.0));
         outcome
             .check(format!("{what}: client sockets dead, p99"), p99, Unit::Millis, clients)
-            .under("pg_terminate_backend", Sample::of(terminated.p99.clone()));
+            .under(shut, Sample::of(closed.p99.clone()));
         outcome
             .check(format!("{what}: last backend gone"), server, Unit::Millis, stopped)
             .under("pg_terminate_backend", Sample::of(terminated.server.clone()));
@@ -72,8 +71,9 @@ pub(super) fn measure(outcome: &mut Outcome) {
         "{SESSIONS} sessions, of which half are idle and the others asleep, asleep with an INSERT \
          pipelined behind, or (one in fifty) in a block that traps query_canceled. From before the \
          revoke is sent; the last backend is looked for every 10 ms. The floors are as many \
-         direct sessions of the same kinds, ended by one superuser's statement, and as many \
-         idle ones whose clients go away all at once."
+         direct sessions of the same kinds, ended by one superuser's statement, and as many idle \
+         ones whose sockets one thread of this program shuts down, which does nothing else: each \
+         call wakes a backend, and they take the processors."
     ));
     outcome.note(match group {
         Some(_) => {
@@ -155,21 +155,24 @@ fn by_terminating(rig: &Rig) -> Deaths {
     })
 }
 
-fn by_closing(rig: &Rig) -> Duration {
+fn by_closing(rig: &Rig) -> Deaths {
     let sessions: Vec<Session> = (0..SESSIONS).map(|_| direct(rig)).collect();
     let mut admin = rig.server().admin("postgres");
     let count = "SELECT count(*) FROM pg_stat_activity WHERE usename = $1";
     let count = admin.prepare(count).expect("pg_stat_activity is readable");
     let started = Instant::now();
-    for session in &sessions {
+    let shut = |session: &Session| {
         session.frontend.stream().shutdown(Shutdown::Both).expect("it is open");
-    }
+        started.elapsed()
+    };
+    let clients: Vec<Duration> = sessions.iter().map(shut).collect();
     loop {
         let row = admin.query_one(&count, &[&rig.database.name()]);
+        let server = started.elapsed();
         if row.expect("pg_stat_activity is readable").get::<_, i64>(0) == 0 {
-            return started.elapsed();
+            return Deaths { clients, server, answer: server };
         }
-        assert!(started.elapsed() < LIMIT, "backends live on");
+        assert!(server < LIMIT, "backends live on");
         thread::sleep(Duration::from_millis(10));
     }
 }
