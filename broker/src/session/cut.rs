@@ -208,6 +208,8 @@ impl Cut {
 
     /// Shuts down a socket that its client has itself. On any thread.
     fn end_handed_off(&self) {
+        // Of such a session this is said only once it is shut down, here or by its own task: the
+        // thread it lives on and those that help need not do it twice.
         if self.client_dead.load(Ordering::SeqCst) {
             return;
         }

@@ -75,16 +75,17 @@ pub(super) fn measure(outcome: &mut Outcome) {
          ones whose sockets one thread of this program shuts down, which does nothing else: each \
          call wakes a backend, and they take the processors."
     ));
-    outcome.note(match group {
-        Some(_) => {
-            "PostgreSQL is in a control group of its own, as in a container. Whoever watches the \
-             clients' sockets runs before all others, and looks every 0.2 ms."
-        }
+    let placed = match group {
+        Some(_) => "PostgreSQL is in a control group of its own, as in a container.",
         None => {
             "No control group could be made for PostgreSQL, so that each of its backends has as \
              much of a processor as the whole broker."
         }
-    });
+    };
+    outcome.note(format!(
+        "{placed} Whoever watches the clients' sockets runs before all others, and looks every \
+         0.2 ms."
+    ));
 }
 
 const SERVER: &str = "last backend gone";

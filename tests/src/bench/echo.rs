@@ -13,7 +13,6 @@ use rustix::net::{
     AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix,
     SocketFlags, SocketType, accept, bind, listen, recv, send, sendmsg, socket_with,
 };
-
 use tokio::runtime::Builder;
 use tokio_seqpacket::UnixSeqpacket;
 
