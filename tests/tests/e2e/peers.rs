@@ -412,6 +412,8 @@ fn g7_ten_thousand_failing_peers_leave_no_descriptor() {
     };
     let mut failed = 0;
     for _ in 0..ROUNDS {
+        // Whoever is served was behind those of the last round, so both queues are empty.
+        assert_eventually!(within Duration::from_secs(20), serves(&broker), "it does not serve");
         // Dead before they are accepted: while they connect, the broker stands still.
         broker.process().signal(Signal::STOP);
         failed += flood(DEAD_EACH);
