@@ -8,6 +8,7 @@
 
 pub mod catalogue;
 mod csv;
+mod described;
 mod explain;
 mod failure;
 mod guard;
@@ -27,6 +28,7 @@ mod statement;
 mod transaction;
 mod types;
 mod value;
+mod with;
 
 use std::time::Duration;
 

@@ -59,16 +59,12 @@ pub(super) fn of_statement(error: &sqlx::Error, values: &[Option<String>]) -> Fa
             .with_hint("COPY between client and server is not supported; use SELECT or INSERT");
     }
     if let sqlx::Error::ColumnDecode { .. } = error {
-        // sqlx knows neither pg_type's kind of the multiranges nor its category of internal types,
-        // and does not tell which it met.
+        // What is left of those after the types were looked up: see `Described`.
         return Failure::new(
             Code::Unsupported,
-            "a column or a parameter is a multirange, or has an internal type; nothing was run",
+            "a column or a parameter has a type that is not known here; nothing was run",
         )
-        .with_hint(
-            "name the columns, and cast that one (a multirange, pg_node_tree, …) to text: x::text; \
-             write a parameter $1::text::int4multirange",
-        );
+        .with_hint("name the columns, and cast that one to text: x::text");
     }
     let Some(error) = database(error) else {
         return Failure::new(

@@ -10,8 +10,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use sqlx::postgres::PgConnection;
 use sqlx::postgres::types::Oid;
-use sqlx::postgres::{PgColumn, PgConnection};
 
 use super::pattern::{ColumnPattern, TablePattern};
 use crate::error::{Code, Failure};
@@ -246,15 +246,19 @@ impl Guard {
 }
 
 impl Inspected {
-    /// Whether a column of the result must not be shown; `harmless` is asked for those whose
-    /// origin is not known.
-    pub(super) fn masks(&self, column: &PgColumn, harmless: impl FnOnce() -> bool) -> bool {
+    /// Whether a column of the result must not be shown, by the table that it comes from and its
+    /// number there; `harmless` is asked for those whose origin is not known.
+    pub(super) fn masks(
+        &self,
+        origin: Option<(u32, i16)>,
+        harmless: impl FnOnce() -> bool,
+    ) -> bool {
         if self.masking.is_empty() {
             return false;
         }
-        match column.relation_id().zip(column.relation_attribute_no()) {
+        match origin {
             // Numbers below zero are the server's own: ctid, tableoid, ….
-            Some((table, number)) => number > 0 && !self.open.contains(&(table.0, number)),
+            Some((table, number)) => number > 0 && !self.open.contains(&(table, number)),
             None => !harmless(),
         }
     }

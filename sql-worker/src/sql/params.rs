@@ -11,6 +11,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use serde_json::Value;
 
 use super::lexer::{Kind, Token, tokens};
+use super::with;
 use crate::error::{Code, Failure};
 
 /// What a caller gives for a statement's parameters.
@@ -136,23 +137,33 @@ impl Bound<'_> {
 
     /// The statement with every parameter, counted from zero, written by `write`.
     pub(super) fn render(&self, write: impl Fn(usize) -> String) -> String {
-        let mut sql = String::new();
-        for token in &self.script.tokens {
-            match self.index(token) {
-                Some(index) => sql.push_str(&write(index)),
-                None => sql.push_str(token.text),
-            }
-        }
-        sql
+        self.write(&self.script.tokens, &write)
     }
 
     /// [`render`](Self::render) without what ends the statement, for use inside another.
     pub(super) fn render_inner(&self, write: impl Fn(usize) -> String) -> String {
+        self.write(self.inner(), &write)
+    }
+
+    /// [`render_inner`](Self::render_inner) in two: a list of WITH, and the query behind it. `None`
+    /// where there is no such list.
+    pub(super) fn render_with(&self, write: impl Fn(usize) -> String) -> Option<(String, String)> {
+        let inner = self.inner();
+        let (list, main) = inner.split_at_checked(with::main_query(inner)?)?;
+        Some((self.write(list, &write), self.write(main, &write)))
+    }
+
+    /// What comes before a semicolon that ends it.
+    fn inner(&self) -> &[Token<'_>] {
+        let tokens = self.script.tokens.as_slice();
         let semicolon = |token: &Token<'_>| token.kind == Kind::Symbol && token.text == ";";
-        let end = self.script.tokens.iter().position(semicolon);
-        let end = end.unwrap_or(self.script.tokens.len());
+        let end = tokens.iter().position(semicolon);
+        end.and_then(|end| tokens.get(..end)).unwrap_or(tokens)
+    }
+
+    fn write(&self, tokens: &[Token<'_>], write: &impl Fn(usize) -> String) -> String {
         let mut sql = String::new();
-        for token in self.script.tokens.iter().take(end) {
+        for token in tokens {
             match self.index(token) {
                 Some(index) => sql.push_str(&write(index)),
                 None => sql.push_str(token.text),

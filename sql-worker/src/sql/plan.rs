@@ -1,23 +1,24 @@
 //! A statement that is ready to be run: described, with a codec for every column.
 
-use sqlx::postgres::{PgArguments, PgColumn, PgConnection, PgRow, PgStatement, PgTypeInfo};
-use sqlx::{
-    Arguments as _, AssertSqlSafe, Column as _, Either, Executor as _, Row as _, SqlSafeStr as _,
-    Statement as _, ValueRef as _,
-};
+use sqlx::postgres::{PgArguments, PgConnection, PgRow, PgStatement, PgTypeInfo};
+use sqlx::{Arguments as _, Executor as _, Row as _, Statement as _, ValueRef as _};
 
+use super::described::{Described, DescribedColumn, prepare};
 use super::guard::{self, Guard, Inspected, MASK};
 use super::limits::Collector;
 use super::params::{Bound, to_text};
+use super::pool::Session;
 use super::postgres::Trouble;
 use super::statement::{Mode, Statement};
-use super::types::{self, ParamType};
+use super::types::{ParamType, Type};
 use super::value::{Codec, Malformed, Scalar};
 use super::{Column, Limits};
 use crate::error::{Code, Failure};
 
 /// Text, by a name that no `search_path` changes.
 const TEXT: &str = "pg_catalog.text";
+/// Beside the caller's own WITH queries, where a table may have the name of none of them.
+const WITH_NAME: &str = "credbroker_result";
 
 #[derive(Debug)]
 pub(super) struct Plan {
@@ -34,20 +35,21 @@ enum Wrap {
     Not,
     /// As a subquery; with at most so many rows, if that is said.
     Subquery(Option<usize>),
-    /// As a WITH query, which is where a statement that writes may stand.
+    /// As a WITH query, the last of its list, which is where a statement that writes may stand.
     With,
 }
 
 impl Plan {
     pub(super) async fn make(
-        connection: &mut PgConnection,
+        session: &mut Session,
         statement: &Statement<'_>,
         mode: Mode,
         guard: &Guard,
         limits: &Limits,
     ) -> Result<Self, Trouble> {
         let bound = &statement.bound;
-        let original = describe(connection, bound.render(numbered), &[], &[]).await?;
+        let original = Described::ask(session, bound.render(numbered)).await?;
+        let connection = &mut session.connection;
         let inspected = match guard.is_open() {
             true => None,
             false => Some(guard.inspect(connection).await?),
@@ -55,7 +57,7 @@ impl Plan {
         if statement.is_explain() && inspected.as_ref().is_some_and(Inspected::has_masks) {
             return Err(guard::plan_withheld().into());
         }
-        let casts = casts(connection, &original, bound).await?;
+        let casts = casts(connection, &original.parameters, bound).await?;
         let mut values = Vec::with_capacity(casts.len());
         for (at, (value, cast)) in bound.values().iter().zip(&casts).enumerate() {
             values.push(to_text(value, &cast.shown, at + 1)?);
@@ -68,19 +70,20 @@ impl Plan {
         let masked = match &inspected {
             Some(seen) if !statement.is_explain() => {
                 let explain = format!("explain (verbose, format json) {}", bound.render(cast));
-                masked(connection, (guard, seen), &original, explain, (&argument_types, &values))
+                let columns = original.columns.as_slice();
+                masked(connection, (guard, seen), columns, explain, (&argument_types, &values))
                     .await?
             }
-            Some(_) | None => vec![false; original.columns().len()],
+            Some(_) | None => vec![false; original.columns.len()],
         };
         // The names are those of the statement as it was written: a cast would rename `$1`.
         let (columns, codecs): (Vec<_>, Vec<_>) = original
-            .columns()
-            .iter()
+            .columns
+            .into_iter()
             .zip(masked)
-            .map(|(column, masked)| {
-                let (type_name, codec) = types::column(column.type_info());
-                (Column { name: column.name().to_owned(), type_name, masked }, codec)
+            .map(|(DescribedColumn { name, column_type, .. }, masked)| {
+                let (type_name, codec) = column_type.column();
+                (Column { name, type_name, masked }, codec)
             })
             .unzip();
         let undecodable = codecs.iter().any(Option::is_none);
@@ -91,16 +94,18 @@ impl Plan {
             Wrap::Subquery(Some(limits.max_rows.saturating_add(1)))
         } else if !undecodable {
             Wrap::Not
-        } else if statement.is_change() {
+        } else if statement.is_change() || statement.is_list_of_changes() {
             Wrap::With
         } else {
             Wrap::Subquery(None)
         };
-        let statement = match wrap {
-            Wrap::Not if casts.is_empty() => original,
-            Wrap::Not => describe(connection, bound.render(cast), &argument_types, &values).await?,
-            Wrap::Subquery(_) | Wrap::With => {
-                let sql = wrapped(&wrap, &bound.render_inner(cast), &codecs);
+        let statement = match (wrap, original.statement) {
+            (Wrap::Not, Some(statement)) if casts.is_empty() => statement,
+            (Wrap::Not, _) => {
+                describe(connection, bound.render(cast), &argument_types, &values).await?
+            }
+            (wrap @ (Wrap::Subquery(_) | Wrap::With), _) => {
+                let sql = wrapped(&wrap, bound, cast, &codecs);
                 describe(connection, sql, &argument_types, &values).await.map_err(|trouble| {
                     match undecodable {
                         true => unshowable(&columns, &codecs).into(),
@@ -155,12 +160,11 @@ fn arguments(values: &[Option<String>]) -> Result<PgArguments, Failure> {
 async fn masked(
     connection: &mut PgConnection,
     (guard, seen): (&Guard, &Inspected),
-    described: &PgStatement,
+    columns: &[DescribedColumn],
     explain: String,
     (types, values): (&[PgTypeInfo], &[Option<String>]),
 ) -> Result<Vec<bool>, Trouble> {
-    let columns = described.columns();
-    let no_origin = |column: &PgColumn| column.relation_id().is_none();
+    let no_origin = |column: &DescribedColumn| column.origin.is_none();
     let counts = if seen.has_masks() && columns.iter().any(no_origin) {
         let explain = describe(connection, explain, types, values).await?;
         let row = connection
@@ -173,7 +177,7 @@ async fn masked(
         Vec::new()
     };
     let harmless = |at: usize| counts.get(at).copied().unwrap_or(false);
-    Ok(columns.iter().enumerate().map(|(at, c)| seen.masks(c, || harmless(at))).collect())
+    Ok(columns.iter().enumerate().map(|(at, c)| seen.masks(c.origin, || harmless(at))).collect())
 }
 
 async fn describe(
@@ -182,37 +186,31 @@ async fn describe(
     types: &[PgTypeInfo],
     values: &[Option<String>],
 ) -> Result<PgStatement, Trouble> {
-    // The text is the caller's statement with parameters numbered; no value is in it.
-    let sql = AssertSqlSafe(sql).into_sql_str();
-    connection.prepare_with(sql, types).await.map_err(|error| Trouble::new(&error, values))
+    prepare(connection, sql, types).await.map_err(|error| Trouble::new(&error, values))
 }
 
 /// What each parameter is cast to, by what the database inferred for it.
 async fn casts(
     connection: &mut PgConnection,
-    described: &PgStatement,
+    inferred: &[Type],
     bound: &Bound<'_>,
 ) -> Result<Vec<ParamType>, Trouble> {
-    let inferred = match described.parameters() {
-        Some(Either::Left(inferred)) => inferred,
-        Some(Either::Right(_)) | None => &[],
-    };
     if inferred.len() != bound.values().len() {
         return Err(Failure::invalid("params do not match the statement's parameters").into());
     }
     let mut casts = Vec::with_capacity(inferred.len());
-    for info in inferred {
-        casts.push(match types::parameter(info) {
-            Ok(cast) => cast,
-            Err(oid) => {
+    for inferred in inferred {
+        casts.push(match inferred.parameter() {
+            Some(cast) => cast,
+            None => {
                 // -1, not NULL: without a modifier "character" would mean one character.
                 let name: String =
                     sqlx::query_scalar("select pg_catalog.format_type($1::text::oid, -1)")
-                        .bind(oid.to_string())
+                        .bind(inferred.oid().to_string())
                         .fetch_one(&mut *connection)
                         .await
                         .map_err(|error| Trouble::new(&error, &[]))?;
-                ParamType { shown: types::base(info).unwrap_or_else(|| name.clone()), sql: name }
+                ParamType { shown: inferred.base().unwrap_or_else(|| name.clone()), sql: name }
             }
         });
     }
@@ -220,8 +218,14 @@ async fn casts(
 }
 
 /// The statement inside of one that casts the columns that have no codec to text. Ordering
-/// survives: PostgreSQL does not flatten a subquery that sorts, nor a WITH query that writes.
-fn wrapped(wrap: &Wrap, sql: &str, codecs: &[Option<Codec>]) -> String {
+/// survives: PostgreSQL does not flatten a subquery that sorts, nor a WITH query that writes, nor
+/// one behind such a query.
+fn wrapped(
+    wrap: &Wrap,
+    bound: &Bound<'_>,
+    write: impl Fn(usize) -> String,
+    codecs: &[Option<Codec>],
+) -> String {
     let names: Vec<String> = (1..=codecs.len()).map(|number| format!("c{number}")).collect();
     let cast = |(name, codec): (&String, &Option<Codec>)| match codec {
         Some(_) => name.clone(),
@@ -229,14 +233,22 @@ fn wrapped(wrap: &Wrap, sql: &str, codecs: &[Option<Codec>]) -> String {
     };
     let outer: Vec<String> = names.iter().zip(codecs).map(cast).collect();
     let (outer, names) = (outer.join(", "), names.join(", "));
-    // The line break ends a comment that the statement may end with.
+    // A line break ends a comment that the statement may end with.
     match wrap {
-        Wrap::With => format!("with q({names}) as (\n{sql}\n) select {outer} from q"),
-        Wrap::Subquery(Some(rows)) => {
-            format!("select {outer} from (\n{sql}\n) as q({names}) limit {rows}")
+        Wrap::With => {
+            let (list, main) = match bound.render_with(&write) {
+                Some((list, main)) => (format!("{list}\n,"), main),
+                None => ("with".to_owned(), bound.render_inner(&write)),
+            };
+            format!("{list} {WITH_NAME}({names}) as (\n{main}\n) select {outer} from {WITH_NAME}")
         }
-        Wrap::Subquery(None) | Wrap::Not => {
-            format!("select {outer} from (\n{sql}\n) as q({names})")
+        Wrap::Subquery(_) | Wrap::Not => {
+            let limit = match wrap {
+                Wrap::Subquery(Some(rows)) => format!(" limit {rows}"),
+                Wrap::Subquery(None) | Wrap::With | Wrap::Not => String::new(),
+            };
+            let sql = bound.render_inner(&write);
+            format!("select {outer} from (\n{sql}\n) as q({names}){limit}")
         }
     }
 }

@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::policy::Policy;
-use super::relay::{self, Overlong, Relay};
+use super::relay::{self, Overheard, Relay};
 use super::transaction::Left;
 use super::{Limits, failure, roles};
 use crate::error::{Code, Failure};
@@ -97,19 +97,19 @@ impl Target {
         let door = UnixStream::connect(&self.door).await.map_err(silent)?;
         let relay = Relay::listen(DOOR_PORT).map_err(silent)?;
         let options = self.options.clone().socket(relay.directory());
-        let (overlong, longest) = (Overlong::default(), self.longest_message);
-        let watch = overlong.clone();
+        let (overheard, longest) = (Overheard::default(), self.longest_message);
+        let hears = overheard.clone();
         tasks.spawn(async move {
             // Whoever should come may have been given up meanwhile.
             if let Ok(Ok(own)) = timeout(CONNECT_TIMEOUT, relay.accept()).await {
                 // An end that was lost is seen at the other.
-                let _ended = relay::pass(door, own, longest, watch).await;
+                let _ended = relay::pass(door, own, longest, hears).await;
             }
         });
         let connecting = PgConnection::connect_with(&options);
         let mut connection = connecting.await.map_err(|error| failure::of_connect(&error))?;
         roles::check(&mut connection, &self.policy).await?;
-        Ok(Session { connection, overlong })
+        Ok(Session { connection, overheard })
     }
 }
 
@@ -151,9 +151,10 @@ struct Shared {
 }
 
 /// A link to the database.
-struct Session {
-    connection: PgConnection,
-    overlong: Overlong,
+#[derive(Debug)]
+pub(super) struct Session {
+    pub(super) connection: PgConnection,
+    pub(super) overheard: Overheard,
 }
 
 /// Those that nobody uses.
@@ -284,6 +285,10 @@ impl Lease {
         &mut self.session.connection
     }
 
+    pub(super) fn session(&mut self) -> &mut Session {
+        &mut self.session
+    }
+
     /// What may be done with it.
     pub(super) fn policy(&self) -> Arc<Policy> {
         Arc::clone(&self.pool.target.policy)
@@ -301,7 +306,7 @@ impl Lease {
 
     /// Why the session was lost, where it is known better than `failure` says.
     pub(super) fn loss(&self, failure: Failure) -> Failure {
-        if !self.session.overlong.is_set() {
+        if !self.session.overheard.overlong() {
             return failure;
         }
         let most = self.pool.target.longest_message >> 20;

@@ -16,6 +16,7 @@ use tokio::time::timeout;
 use super::limits::{Collector, Room};
 use super::plan::Plan;
 use super::policy::Policy;
+use super::pool::Session;
 use super::sink::{Kept, Sink, Summary};
 use super::statement::{Mode, Statement, not_a_query};
 use super::transaction::{Left, Scope};
@@ -100,7 +101,7 @@ async fn run(
     }
     let mut scope = Scope::open(&mut lease, mode).await?;
     let call = Call { statement, mode, format, limits, policy: &policy };
-    let outcome = call.run(scope.connection(), sink).await;
+    let outcome = call.run(scope.session(), sink).await;
     match outcome {
         Ok((summary, After::Close)) => Ok(summary),
         Ok((summary, After::Reset)) => match scope.finish().await {
@@ -200,12 +201,13 @@ struct Call<'a> {
 impl Call<'_> {
     async fn run(
         &self,
-        connection: &mut PgConnection,
+        session: &mut Session,
         sink: &mut impl Sink,
     ) -> Result<(Summary, After), Trouble> {
         let started = Instant::now();
         let guard = &self.policy.guard;
-        let plan = Plan::make(connection, self.statement, self.mode, guard, self.limits).await?;
+        let plan = Plan::make(session, self.statement, self.mode, guard, self.limits).await?;
+        let connection = &mut session.connection;
         if self.mode == Mode::Read && !self.statement.is_query() {
             // The server has understood it, and run nothing.
             return Err(not_a_query().into());

@@ -111,6 +111,12 @@ impl<'a> Statement<'a> {
         self.bound.begins_with(&["insert", "update", "delete", "merge"])
     }
 
+    /// Whether it begins with WITH queries of which one may change rows, so that it can stand in no
+    /// other statement; its main query can, as one of them.
+    pub(super) fn is_list_of_changes(&self) -> bool {
+        self.bound.begins_with(&["with"]) && self.bound.may_write()
+    }
+
     /// Whether it changes who may use a table, for which the server locks none.
     pub(super) fn is_grant(&self) -> bool {
         self.bound.begins_with(&["grant", "revoke"])

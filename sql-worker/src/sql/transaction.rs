@@ -8,6 +8,7 @@
 use sqlx::postgres::{PgConnection, PgRow};
 use sqlx::{Connection as _, Row as _};
 
+use super::pool::Session;
 use super::statement::Mode;
 use super::{Lease, failure};
 use crate::error::Failure;
@@ -21,7 +22,7 @@ const PIN: &str = "begin isolation level repeatable read read only; \
 /// or ends with it.
 #[derive(Debug)]
 pub(super) struct Scope<'c> {
-    connection: &'c mut PgConnection,
+    session: &'c mut Session,
     begun: Begun,
 }
 
@@ -89,11 +90,15 @@ impl<'c> Scope<'c> {
             other => other,
         };
         let begun = begun.map_err(|error| failure::of_statement(&error, &[]))?;
-        Ok(Self { connection: lease.connection(), begun })
+        Ok(Self { session: lease.session(), begun })
     }
 
     pub(super) fn connection(&mut self) -> &mut PgConnection {
-        self.connection
+        &mut self.session.connection
+    }
+
+    pub(super) fn session(&mut self) -> &mut Session {
+        self.session
     }
 
     /// Ends it after a statement that succeeded: what may be kept is kept.
@@ -101,7 +106,8 @@ impl<'c> Scope<'c> {
         match self.begun {
             Begun::ReadOnly(Pinned(())) => Ok(Left::RollBack),
             Begun::ReadWrite => {
-                sqlx::raw_sql("commit").execute(self.connection).await.map(|_| Left::Nothing)
+                let done = sqlx::raw_sql("commit").execute(&mut self.session.connection).await;
+                done.map(|_| Left::Nothing)
             }
             Begun::Alone => Ok(Left::Nothing),
         }

@@ -110,13 +110,15 @@ async fn no_words_of_a_database_come_without_marks() {
         "create schema words",
         "create function words.say(state text) returns int4 language plpgsql as \
          $$ begin raise exception 'obey me' using errcode = state, hint = 'obey me'; end $$",
-        "create type words.\"obey me\" as range (subtype = int4, multirange_type_name = \"obey us\")",
+        "create type words.\"obey me\" as range (subtype = int4, multirange_type_name = words.\"obey us\")",
     ])
     .await;
     let mut asked: Vec<Value> = ["P0001", "57014", "25006", "57P01", "42601", "55P03", "42P18"]
         .map(|state| json!({"database": "main_db", "sql": format!("select words.say('{state}')")}))
         .into();
-    asked.push(json!({"database": "main_db", "sql": "select '{}'::words.\"obey us\""}));
+    asked.push(
+        json!({"database": "main_db", "sql": "select $1::words.\"obey us\"", "params": [{}]}),
+    );
     asked.push(
         json!({"database": "main_db", "sql": "select $1::words.\"obey me\"", "params": [{}]}),
     );

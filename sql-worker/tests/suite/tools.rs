@@ -206,6 +206,9 @@ async fn plans_need_no_values_and_run_nothing() {
         assert!(plan["total_cost"].as_f64().unwrap() > 0.0, "{plan}");
         assert_eq!(plan["row_estimate"], 1.0, "{plan}");
     }
+    let query = "select $1::int4multirange, note from planned where $1::int4multirange @> id";
+    let plan = client.call("explain_query", explain(query)).await;
+    assert!(plan["plan"].to_string().contains("($1 @> id)"), "{plan}");
     let delete = client.call("explain_query", explain("delete from planned")).await;
     assert!(delete["plan"][0].as_str().unwrap().starts_with("Delete on planned"), "{delete}");
     for (query, code) in [

@@ -1,0 +1,135 @@
+//! Where the messages of a server begin and end, however their bytes arrive (PostgreSQL 15, 55.7:
+//! a byte for the type, then 32 bits that count themselves).
+
+/// Bytes of a length, which counts itself.
+const LENGTH: usize = 4;
+/// Type and length.
+pub(super) const HEAD: usize = 1 + LENGTH;
+/// Bytes of a body that is kept: more than any description has, of 1664 columns or of 65535
+/// parameters.
+const KEPT: usize = 512 << 10;
+
+/// Where in a stream of messages one stands.
+#[derive(Debug, Default)]
+pub(super) struct Frames {
+    head: Vec<u8>,
+    /// Bytes of the message that are still to come.
+    body: usize,
+    /// What came of its body, where that is of interest.
+    kept: Option<Kept>,
+}
+
+/// A message whose body is kept.
+#[derive(Debug)]
+struct Kept {
+    kind: u8,
+    body: Vec<u8>,
+}
+
+impl Frames {
+    /// Whether every message that begins in `bytes` has at most `longest`. Those of the types
+    /// `wanted` are given to `hear` once they are whole, with the type first.
+    pub(super) fn follow(
+        &mut self,
+        mut bytes: &[u8],
+        longest: usize,
+        wanted: &[u8],
+        mut hear: impl FnMut(u8, &[u8]),
+    ) -> bool {
+        while !bytes.is_empty() {
+            let (missing, of_body) = match self.body {
+                0 => (HEAD - self.head.len(), false),
+                left => (left, true),
+            };
+            let (taken, rest) = bytes.split_at_checked(missing).unwrap_or((bytes, &[]));
+            bytes = rest;
+            if of_body {
+                self.body -= taken.len();
+                if let Some(kept) = &mut self.kept {
+                    kept.body.extend_from_slice(taken);
+                }
+            } else {
+                self.head.extend_from_slice(taken);
+                let [kind, length @ ..] = self.head.as_slice() else { continue };
+                let Ok(length) = <[u8; LENGTH]>::try_from(length) else { continue };
+                let length = usize::try_from(u32::from_be_bytes(length)).unwrap_or(usize::MAX);
+                match length.checked_sub(LENGTH) {
+                    Some(body) if length <= longest => self.body = body,
+                    Some(_) | None => return false,
+                }
+                let keep = wanted.contains(kind) && self.body <= KEPT;
+                self.kept = keep.then(|| Kept { kind: *kind, body: Vec::new() });
+                self.head.clear();
+            }
+            if self.body == 0
+                && let Some(Kept { kind, body }) = self.kept.take()
+            {
+                hear(kind, &body);
+            }
+        }
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn message(kind: u8, length: usize) -> Vec<u8> {
+        let mut bytes = vec![kind];
+        bytes.extend(u32::try_from(length + LENGTH).unwrap().to_be_bytes());
+        bytes.resize(HEAD + length, kind);
+        bytes
+    }
+
+    #[test]
+    fn what_is_no_length_is_refused() {
+        let follow = |head: &[u8]| Frames::default().follow(head, 10, b"D", |_, _| {});
+        for head in [b"D\0\0\0\0", b"D\0\0\0\x03", b"D\xff\xff\xff\xff", b"D\0\0\0\x0b"] {
+            assert!(!follow(head), "{head:?}");
+        }
+        assert!(follow(b"D\0\0\0\x0a"));
+    }
+
+    #[test]
+    fn what_is_too_long_for_a_description_is_not_kept() {
+        let heard = |length: usize| {
+            let mut heard = 0;
+            let stream = message(b'T', length);
+            assert!(Frames::default().follow(&stream, 1 << 20, b"T", |_, _| heard += 1));
+            heard
+        };
+        assert_eq!((heard(KEPT), heard(KEPT + 1)), (1, 0));
+    }
+
+    proptest! {
+        #[test]
+        fn messages_are_found_however_the_stream_is_cut(
+            messages in proptest::collection::vec((0..3_usize, 0_usize..40), 0..20),
+            cuts in proptest::collection::vec(1_usize..30, 1..40),
+            longest in 4_usize..50,
+        ) {
+            let messages = messages.into_iter().map(|(kind, length)| (b"DTn"[kind], length));
+            let messages: Vec<(u8, usize)> = messages.collect();
+            let stream: Vec<u8> =
+                messages.iter().flat_map(|(kind, length)| message(*kind, *length)).collect();
+            let (mut frames, mut fits, mut heard) = (Frames::default(), true, Vec::new());
+            let (mut rest, mut cuts) = (stream.as_slice(), cuts.iter().cycle());
+            while !rest.is_empty() && fits {
+                let (piece, tail) = rest.split_at(rest.len().min(*cuts.next().unwrap()));
+                fits = frames.follow(piece, longest, b"Tn", |kind, body| {
+                    heard.push((kind, body.to_vec()));
+                });
+                rest = tail;
+            }
+            let short = messages.iter().take_while(|(_, length)| length + LENGTH <= longest);
+            prop_assert_eq!(fits, short.clone().count() == messages.len());
+            let wanted = short.filter(|(kind, _)| *kind != b'D');
+            let wanted: Vec<_> =
+                wanted.map(|(kind, length)| (*kind, vec![*kind; *length])).collect();
+            prop_assert_eq!(heard, wanted);
+        }
+    }
+}
