@@ -41,7 +41,7 @@ use tonic_reflection::server::v1::{ServerReflection, ServerReflectionServer};
 
 use self::service::Service;
 use crate::app::{App, Principal};
-use crate::socket::Listener;
+use crate::socket::{Listener, Protocol};
 
 /// What the health service knows the service as.
 const SERVICE: &str = "credbroker.v1.SqlService";
@@ -65,6 +65,14 @@ const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// It has this long to say it: pings begin behind it.
 const PREFACE_WITHIN: Duration = Duration::from_secs(5);
 
+/// Who is turned away gets SETTINGS, with which a server begins, and GOAWAY with
+/// ENHANCE_YOUR_CALM: no stream was looked at (RFC 9113 §3.4, §6.8, §7).
+const GRPC: Protocol = Protocol {
+    name: "gRPC",
+    full: b"\0\0\0\x04\0\0\0\0\0\
+        \0\0\x3a\x07\0\0\0\0\0\0\0\0\0\0\0\0\x0bthis user has too many connections here: close one",
+};
+
 /// Serves everybody who connects, until `stop` fires; then until each has its answers, at most
 /// half a second.
 ///
@@ -83,7 +91,7 @@ pub async fn serve(listener: Listener, app: Arc<App>, stop: CancellationToken) -
         let routes = routes.add_service(health_service.clone()).add_service(reflection.clone());
         connection(stream, routes, stop.clone(), lost)
     };
-    let served = listener.serve_each("gRPC", &stop, serve).await;
+    let served = listener.serve_each(GRPC, &stop, serve).await;
     tasks.close();
     tasks.wait().await;
     served

@@ -12,7 +12,10 @@ use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -23,29 +26,52 @@ use crate::app::Principal;
 const MAX_OF_ONE: usize = 64;
 /// Connections of all principals.
 const MAX_OF_ALL: usize = 512;
+/// When so many are taken, the rest are for those who have few: a handful of users cannot take all.
+const CROWDED: usize = MAX_OF_ALL / 4 * 3;
+/// Connections of one principal then.
+const FEW: usize = 8;
+/// How long who is turned away may take to read why.
+const FAREWELL: Duration = Duration::from_millis(500);
+/// How many are told so at once; others are turned away without a word.
+const MAX_LEAVING: usize = 32;
 /// How long accepting pauses when descriptors or memory have run out.
 pub(crate) const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
 
+/// What is spoken on a socket.
+pub(crate) struct Protocol {
+    /// Its name, for the log.
+    pub(crate) name: &'static str,
+    /// What is said, in its terms, to who is turned away because there are too many connections.
+    pub(crate) full: &'static [u8],
+}
+
 impl Listener {
     /// Has everybody who connects served by `serve`, until `stop` fires; then waits until each
-    /// is done. `protocol` is for the log.
+    /// is done.
     ///
     /// # Errors
     /// When the socket cannot be handed to the runtime.
     pub(crate) async fn serve_each<F>(
         self,
-        protocol: &'static str,
+        protocol: Protocol,
         stop: &CancellationToken,
         mut serve: impl FnMut(UnixStream, Principal) -> F,
     ) -> io::Result<()>
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        let (listener, _unlinked_at_the_end) = self.into_parts(protocol)?;
+        let (listener, _unlinked_at_the_end) = self.into_parts(protocol.name)?;
         let (seats, tasks) = (Seats::default(), TaskTracker::new());
+        let leaving = Arc::new(Semaphore::new(MAX_LEAVING));
         while let Some((stream, caller)) = accept(&listener, stop).await {
             let Some(seat) = seats.take(&caller) else {
                 tracing::warn!(principal = caller.subject(), "turned away: too many connections");
+                if let Ok(place) = Arc::clone(&leaving).try_acquire_owned() {
+                    tasks.spawn(async move {
+                        let _left = timeout(FAREWELL, tell(stream, protocol.full)).await;
+                        drop(place);
+                    });
+                }
                 continue;
             };
             let serving = serve(stream, caller);
@@ -58,6 +84,15 @@ impl Listener {
         tasks.wait().await;
         Ok(())
     }
+}
+
+/// Says why somebody is turned away, and waits until they have hung up: a client that still writes
+/// when the other end is closed does not read.
+async fn tell(mut stream: UnixStream, why: &[u8]) -> io::Result<()> {
+    stream.write_all(why).await?;
+    stream.shutdown().await?;
+    while stream.read(&mut [0; 512]).await? > 0 {}
+    Ok(())
 }
 
 /// Whether accepting failed for want of something that others may give back.
@@ -104,14 +139,15 @@ struct Seat {
 impl Seats {
     fn take(&self, principal: &Principal) -> Option<Seat> {
         let mut taken = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if taken.values().sum::<usize>() >= MAX_OF_ALL {
+        let most = match taken.values().sum::<usize>() {
+            MAX_OF_ALL.. => 0,
+            CROWDED.. => FEW,
+            _ => MAX_OF_ONE,
+        };
+        if taken.get(principal).copied().unwrap_or(0) >= most {
             return None;
         }
-        let own = taken.entry(principal.clone()).or_default();
-        if *own >= MAX_OF_ONE {
-            return None;
-        }
-        *own += 1;
+        *taken.entry(principal.clone()).or_default() += 1;
         Some(Seat { taken: Arc::clone(&self.0), principal: principal.clone() })
     }
 }
@@ -143,5 +179,16 @@ mod tests {
         assert!(seats.take(&one).is_some());
         drop(taken);
         assert!(seats.0.lock().unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_handful_of_users_cannot_take_all_seats() {
+        let seats = Seats::default();
+        let take = |uid: u32| seats.take(&Principal::unix(uid).unwrap());
+        let all = |uid: u32| std::iter::from_fn(|| take(uid)).collect::<Vec<_>>();
+        let taken: Vec<_> = (0..MAX_OF_ALL).map(|uid| all(u32::try_from(uid).unwrap())).collect();
+        let sizes: Vec<_> = taken.iter().map(Vec::len).filter(|size| *size > 0).collect();
+        let (many, few) = (CROWDED / MAX_OF_ONE, (MAX_OF_ALL - CROWDED) / FEW);
+        assert_eq!(sizes, [vec![MAX_OF_ONE; many], vec![FEW; few]].concat());
     }
 }

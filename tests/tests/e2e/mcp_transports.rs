@@ -381,7 +381,10 @@ fn a_unix_socket_is_for_its_group_and_bounded_for_each_user() {
     let mut held: Vec<_> = (0..64).map(|_| served.dial(&greedy)).collect();
     let mut last = served.dial(&greedy);
     last.set_read_timeout(Some(PATIENCE)).expect("a timeout");
-    assert_eq!(last.read(&mut [0]).expect("the worker hangs up"), 0);
+    let mut said = String::new();
+    last.read_to_string(&mut said).expect("the worker hangs up");
+    let said: Value = serde_json::from_str(&said).expect("one message");
+    assert!(said["error"]["message"].to_string().contains("close one"), "{said}");
     let mut other = served.connect(Era::Legacy, &Identity::attacker());
     assert!(!other.tools().is_empty(), "another user is served");
     held.clear();

@@ -8,8 +8,13 @@ use tokio_util::sync::CancellationToken;
 
 use crate::app::App;
 use crate::mcp;
-use crate::socket::Listener;
+use crate::socket::{Listener, Protocol};
 
+const MCP: Protocol = Protocol {
+    name: "MCP",
+    full: b"{\"jsonrpc\":\"2.0\",\"error\":{\"code\":-32000,\"message\":\"this user has too many \
+        connections here: close one, and connect again\"}}\n",
+};
 /// How long a client may leave an answer unread.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -24,5 +29,21 @@ pub(super) async fn serve(
         let (app, stop) = (Arc::clone(&app), stop.clone());
         mcp::serve(app, caller, stream.into_split(), Some(PATIENCE), stop)
     };
-    listener.serve_each("MCP", &stop, serve).await
+    listener.serve_each(MCP, &stop, serve).await
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    #[test]
+    fn who_is_turned_away_is_told_so_in_one_message() {
+        let (last, line) = MCP.full.split_last().unwrap();
+        assert!(*last == b'\n' && !line.contains(&b'\n'));
+        let said: Value = serde_json::from_slice(line).unwrap();
+        assert_eq!((&said["jsonrpc"], &said["error"]["code"]), (&json!("2.0"), &json!(-32000)));
+        assert!(said["error"]["message"].as_str().unwrap().contains("close one"));
+    }
 }
