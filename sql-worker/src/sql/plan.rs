@@ -39,6 +39,21 @@ enum Wrap {
     With,
 }
 
+impl Wrap {
+    /// As what `statement` is run so that it gives `most` rows, if that is said, and a column that
+    /// has no codec as text.
+    fn of(statement: &Statement<'_>, codecs: &[Option<Codec>], most: Option<usize>) -> Self {
+        let is_whole = codecs.iter().all(Option::is_some);
+        let stands_alone = codecs.is_empty() || statement.is_report();
+        match most {
+            Some(_) if !stands_alone => Self::Subquery(most),
+            Some(_) | None if is_whole => Self::Not,
+            Some(_) | None if statement.is_change() || statement.is_list_of_changes() => Self::With,
+            Some(_) | None => Self::Subquery(None),
+        }
+    }
+}
+
 impl Plan {
     pub(super) async fn make(
         session: &mut Session,
@@ -87,18 +102,10 @@ impl Plan {
             })
             .unzip();
         let undecodable = codecs.iter().any(Option::is_none);
-        let wrap = if columns.is_empty() || statement.is_report() {
-            if undecodable { Wrap::Subquery(None) } else { Wrap::Not }
-        } else if inspected.is_some() && mode == Mode::Read && statement.is_query() {
-            // It then comes to its end, where it can be looked at again.
-            Wrap::Subquery(Some(limits.max_rows.saturating_add(1)))
-        } else if !undecodable {
-            Wrap::Not
-        } else if statement.is_change() || statement.is_list_of_changes() {
-            Wrap::With
-        } else {
-            Wrap::Subquery(None)
-        };
+        // A query that is looked at again when it has run must come to its end.
+        let ends = inspected.is_some() && mode == Mode::Read && statement.is_query();
+        let most = ends.then(|| limits.max_rows.saturating_add(1));
+        let wrap = Wrap::of(statement, &codecs, most);
         let statement = match (wrap, original.statement) {
             (Wrap::Not, Some(statement)) if casts.is_empty() => statement,
             (Wrap::Not, _) => {
@@ -243,10 +250,8 @@ fn wrapped(
             format!("{list} {WITH_NAME}({names}) as (\n{main}\n) select {outer} from {WITH_NAME}")
         }
         Wrap::Subquery(_) | Wrap::Not => {
-            let limit = match wrap {
-                Wrap::Subquery(Some(rows)) => format!(" limit {rows}"),
-                Wrap::Subquery(None) | Wrap::With | Wrap::Not => String::new(),
-            };
+            let most = if let Wrap::Subquery(most) = wrap { *most } else { None };
+            let limit = most.map(|rows| format!(" limit {rows}")).unwrap_or_default();
             let sql = bound.render_inner(&write);
             format!("select {outer} from (\n{sql}\n) as q({names}){limit}")
         }
