@@ -20,6 +20,7 @@ mod service;
 mod status;
 mod value;
 
+use std::convert::Infallible;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,6 +28,7 @@ use std::time::Duration;
 use credbroker_proto::SQL_FILE_DESCRIPTOR_SET;
 use credbroker_proto::v1::sql_service_server::SqlServiceServer;
 use hyper::server::conn::http2;
+use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::AsyncReadExt as _;
@@ -41,7 +43,8 @@ use tonic_reflection::server::v1::{ServerReflection, ServerReflectionServer};
 
 use self::service::Service;
 use crate::app::{App, Principal};
-use crate::socket::{Listener, Protocol};
+use crate::error::{Code, Failure};
+use crate::socket::Listener;
 
 /// What the health service knows the service as.
 const SERVICE: &str = "credbroker.v1.SqlService";
@@ -65,14 +68,6 @@ const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// It has this long to say it: pings begin behind it.
 const PREFACE_WITHIN: Duration = Duration::from_secs(5);
 
-/// Who is turned away gets SETTINGS, with which a server begins, and GOAWAY with
-/// ENHANCE_YOUR_CALM: no stream was looked at (RFC 9113 §3.4, §6.8, §7).
-const GRPC: Protocol = Protocol {
-    name: "gRPC",
-    full: b"\0\0\0\x04\0\0\0\0\0\
-        \0\0\x3a\x07\0\0\0\0\0\0\0\0\0\0\0\0\x0bthis user has too many connections here: close one",
-};
-
 /// Serves everybody who connects, until `stop` fires; then until each has its answers, at most
 /// half a second.
 ///
@@ -91,10 +86,27 @@ pub async fn serve(listener: Listener, app: Arc<App>, stop: CancellationToken) -
         let routes = routes.add_service(health_service.clone()).add_service(reflection.clone());
         connection(stream, routes, stop.clone(), lost)
     };
-    let served = listener.serve_each(GRPC, &stop, serve).await;
+    let served = listener.serve_each("gRPC", &stop, serve, refuse).await;
     tasks.close();
     tasks.wait().await;
     served
+}
+
+/// Answers every call of one who finds no place. To hang up says less, and GOAWAY has some clients
+/// wait for their deadline.
+async fn refuse(stream: UnixStream) {
+    let service = service_fn(async |_request| {
+        let failure = Failure::new(Code::LimitReached, "this user has too many connections here")
+            .with_hint("close one, or use one for several calls");
+        Ok::<_, Infallible>(status::refused(&failure).into_http::<tonic::body::Body>())
+    });
+    let serving = http2::Builder::new(TokioExecutor::new())
+        .max_concurrent_streams(MAX_STREAMS)
+        .max_header_list_size(MAX_HEADERS)
+        .serve_connection(TokioIo::new(stream), service);
+    if let Err(error) = serving.await {
+        tracing::debug!(%error, "a connection that found no place ended badly");
+    }
 }
 
 /// One connection, from its preface to its end. When `lost` alone fires, that is at once.

@@ -12,7 +12,6 @@ use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
@@ -37,38 +36,34 @@ const MAX_LEAVING: usize = 32;
 /// How long accepting pauses when descriptors or memory have run out.
 pub(crate) const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
 
-/// What is spoken on a socket.
-pub(crate) struct Protocol {
-    /// Its name, for the log.
-    pub(crate) name: &'static str,
-    /// What is said, in its terms, to who is turned away because there are too many connections.
-    pub(crate) full: &'static [u8],
-}
-
 impl Listener {
     /// Has everybody who connects served by `serve`, until `stop` fires; then waits until each
-    /// is done.
+    /// is done. Who finds no place is told so by `refuse`, for half a second at most. `protocol` is
+    /// for the log.
     ///
     /// # Errors
     /// When the socket cannot be handed to the runtime.
-    pub(crate) async fn serve_each<F>(
+    pub(crate) async fn serve_each<F, R>(
         self,
-        protocol: Protocol,
+        protocol: &'static str,
         stop: &CancellationToken,
         mut serve: impl FnMut(UnixStream, Principal) -> F,
+        mut refuse: impl FnMut(UnixStream) -> R,
     ) -> io::Result<()>
     where
         F: Future<Output = ()> + Send + 'static,
+        R: Future<Output = ()> + Send + 'static,
     {
-        let (listener, _unlinked_at_the_end) = self.into_parts(protocol.name)?;
+        let (listener, _unlinked_at_the_end) = self.into_parts(protocol)?;
         let (seats, tasks) = (Seats::default(), TaskTracker::new());
         let leaving = Arc::new(Semaphore::new(MAX_LEAVING));
         while let Some((stream, caller)) = accept(&listener, stop).await {
             let Some(seat) = seats.take(&caller) else {
                 tracing::warn!(principal = caller.subject(), "turned away: too many connections");
                 if let Ok(place) = Arc::clone(&leaving).try_acquire_owned() {
+                    let refusing = timeout(FAREWELL, refuse(stream));
                     tasks.spawn(async move {
-                        let _left = timeout(FAREWELL, tell(stream, protocol.full)).await;
+                        let _told = refusing.await;
                         drop(place);
                     });
                 }
@@ -84,15 +79,6 @@ impl Listener {
         tasks.wait().await;
         Ok(())
     }
-}
-
-/// Says why somebody is turned away, and waits until they have hung up: a client that still writes
-/// when the other end is closed does not read.
-async fn tell(mut stream: UnixStream, why: &[u8]) -> io::Result<()> {
-    stream.write_all(why).await?;
-    stream.shutdown().await?;
-    while stream.read(&mut [0; 512]).await? > 0 {}
-    Ok(())
 }
 
 /// Whether accepting failed for want of something that others may give back.

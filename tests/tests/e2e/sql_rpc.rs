@@ -1,7 +1,6 @@
 //! The gRPC service of the SQL worker: the verbs, whose they are, and that nothing goes on, or
 //! piles up, for a client that does not read.
 
-use std::io::{Read as _, Write as _};
 use std::time::{Duration, Instant};
 
 use credbroker_e2e::assert_eventually;
@@ -609,18 +608,10 @@ fn who_has_too_many_connections_is_told_so() {
     let served = Served::rpc(&broker, &Identity::worker(), "");
     let greedy = Identity::client();
     let mut held: Vec<_> = (0..64).map(|_| served.dial(&greedy)).collect();
-    let mut last = served.dial(&greedy);
-    last.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0")
-        .expect("a client begins");
-    let mut said = Vec::new();
-    last.read_to_end(&mut said).expect("the worker hangs up");
-    // SETTINGS, then GOAWAY (RFC 9113 §6.8).
-    let (settings, away) = said.split_at(9);
-    assert_eq!(settings, b"\0\0\0\x04\0\0\0\0\0");
-    let (head, why) = away.split_at(17);
-    assert_eq!((usize::from(head[2]), head[3], head[16]), (8 + why.len(), 7, 0xb), "{head:?}");
-    assert_eq!(why, b"this user has too many connections here: close one");
-    drop(last);
+    let last = connect(&served, &greedy);
+    let refused = run(&last, on_main_db("SELECT 1")).expect_err("no place");
+    assert_eq!((refused.code, refused.reason.as_str()), (Code::ResourceExhausted, "LIMIT_REACHED"));
+    assert!(refused.message.contains("too many connections"), "{refused:?}");
     held.clear();
     assert_eventually!(
         run(&connect(&served, &greedy), on_main_db("SELECT 1")).is_ok(),

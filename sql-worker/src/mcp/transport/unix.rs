@@ -4,17 +4,19 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::UnixStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::app::App;
 use crate::mcp;
-use crate::socket::{Listener, Protocol};
+use crate::socket::Listener;
 
-const MCP: Protocol = Protocol {
-    name: "MCP",
-    full: b"{\"jsonrpc\":\"2.0\",\"error\":{\"code\":-32000,\"message\":\"this user has too many \
-        connections here: close one, and connect again\"}}\n",
-};
+/// For who finds no place: one message, which answers none.
+const FULL: &[u8] =
+    b"{\"jsonrpc\":\"2.0\",\"error\":{\"code\":-32000,\"message\":\"this user has too many \
+    connections here: close one, and connect again\"}}\n";
+
 /// How long a client may leave an answer unread.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -25,11 +27,24 @@ pub(super) async fn serve(
     app: Arc<App>,
     stop: CancellationToken,
 ) -> io::Result<()> {
-    let serve = |stream: tokio::net::UnixStream, caller| {
+    let serve = |stream: UnixStream, caller| {
         let (app, stop) = (Arc::clone(&app), stop.clone());
         mcp::serve(app, caller, stream.into_split(), Some(PATIENCE), stop)
     };
-    listener.serve_each(MCP, &stop, serve).await
+    let refuse = async |stream| {
+        // Whoever has left already need not be told.
+        let _told = say_full(stream).await;
+    };
+    listener.serve_each("MCP", &stop, serve, refuse).await
+}
+
+/// Says so, and waits until the client has hung up: one that still writes when its other end is
+/// closed does not read.
+async fn say_full(mut stream: UnixStream) -> io::Result<()> {
+    stream.write_all(FULL).await?;
+    stream.shutdown().await?;
+    while stream.read(&mut [0; 512]).await? > 0 {}
+    Ok(())
 }
 
 #[cfg(test)]
@@ -40,7 +55,7 @@ mod tests {
 
     #[test]
     fn who_is_turned_away_is_told_so_in_one_message() {
-        let (last, line) = MCP.full.split_last().unwrap();
+        let (last, line) = FULL.split_last().unwrap();
         assert!(*last == b'\n' && !line.contains(&b'\n'));
         let said: Value = serde_json::from_slice(line).unwrap();
         assert_eq!((&said["jsonrpc"], &said["error"]["code"]), (&json!("2.0"), &json!(-32000)));
