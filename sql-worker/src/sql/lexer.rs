@@ -1,7 +1,8 @@
 //! A lexer for as much of PostgreSQL's syntax as finding parameters needs.
 //!
-//! It never decides what is safe: values do not enter the SQL text, so a mistake here can
-//! cost a wrong parameter name, never an injection. Lexical rules: PostgreSQL 15, 4.1.
+//! Values do not enter the SQL text, so a mistake here is never an injection. But what is run is
+//! put together from these lexemes, and is to mean what was described and looked at. Lexical rules:
+//! PostgreSQL 15, 4.1, with `standard_conforming_strings`, which our sessions have.
 
 /// One lexeme; blanks and comments are [`Kind::Blank`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,7 +16,7 @@ pub(super) struct Token<'a> {
 pub(super) enum Kind {
     /// White space or a comment.
     Blank,
-    /// A keyword, an unquoted identifier or a number.
+    /// A keyword, an unquoted identifier or the digits of a number.
     Word,
     /// A string or a quoted identifier, in any of their forms.
     Quoted,
@@ -57,7 +58,7 @@ impl<'a> Lexer<'a> {
             (b'/', b'*') => (Kind::Blank, block_comment(bytes)),
             (b'\'', _) => (Kind::Quoted, quoted(bytes, 0, b'\'', false)),
             (b'"', _) => (Kind::Quoted, quoted(bytes, 0, b'"', false)),
-            (b'e' | b'E', b'\'') => (Kind::Quoted, quoted(bytes, 1, b'\'', true)),
+            (b'e' | b'E', b'\'') => (Kind::Quoted, escape_string(bytes)),
             (b'$', b'0'..=b'9') => (Kind::Position, 1 + run(bytes, 1, |b| b.is_ascii_digit())),
             (b'$', _) => match dollar_quoted(self.rest) {
                 Some(len) => (Kind::Quoted, len),
@@ -67,9 +68,9 @@ impl<'a> Lexer<'a> {
             (b':', next) if starts_word(next) && next < 0x80 && !self.in_slice() => {
                 (Kind::Name, 1 + run(bytes, 1, |b| b.is_ascii_alphanumeric() || b == b'_'))
             }
-            (byte, _) if starts_word(byte) || byte.is_ascii_digit() => {
-                (Kind::Word, run(bytes, 0, in_word))
-            }
+            (byte, _) if starts_word(byte) => (Kind::Word, run(bytes, 0, in_word)),
+            // A quote may come right behind: `1$$a$$`, and `1e'a'` before PostgreSQL 15.
+            (b'0'..=b'9', _) => (Kind::Word, run(bytes, 0, |byte| byte.is_ascii_digit())),
             _ => (Kind::Symbol, 1),
         };
         let (text, rest) = self.rest.split_at_checked(len).unwrap_or((self.rest, ""));
@@ -153,6 +154,30 @@ fn quoted(bytes: &[u8], open: usize, quote: u8, backslash: bool) -> usize {
     bytes.len()
 }
 
+/// `E'…'`, with what continues it in another line (4.1.2.1): backslashes escape there as well.
+fn escape_string(bytes: &[u8]) -> usize {
+    let mut end = quoted(bytes, 1, b'\'', true);
+    while let Some(open) = bytes.get(end..).and_then(continuation) {
+        end = quoted(bytes, end + open, b'\'', true);
+    }
+    end
+}
+
+/// Where the quote is that continues a string after its end: behind blanks with a line break. A
+/// comment among them has one of its own.
+fn continuation(bytes: &[u8]) -> Option<usize> {
+    let (mut at, mut broken) = (0, false);
+    loop {
+        match bytes.get(at..)? {
+            [b'\'', ..] => return broken.then_some(at),
+            [b'\n' | b'\r', ..] => (at, broken) = (at + 1, true),
+            [b' ' | b'\t' | 0x0b | 0x0c, ..] => at += 1,
+            comment @ [b'-', b'-', ..] => at += line_comment(comment),
+            _ => return None,
+        }
+    }
+}
+
 fn dollar_quoted(text: &str) -> Option<usize> {
     let tag_len = run(text.as_bytes(), 1, |byte| in_word(byte) && byte != b'$');
     let tag = text.get(..tag_len + 2)?;
@@ -194,6 +219,12 @@ mod tests {
             ("select /* open :a", &[]),
             ("select $x$ open :a", &[]),
             ("select E'\\", &[]),
+            ("select E'a'\n'\\' :a', :b", &[":b"]),
+            ("select e'a' -- '\r\n\t-- x\n  '\\' :a'\n'\\' :b', :c", &[":c"]),
+            ("select E'a' '\\', :b, ''", &[":b"]),
+            ("select E'a' -- x", &[]),
+            ("select 'a'\n'\\', :b", &[":b"]),
+            ("select 1$$ :a $$, 1e'\\' :a', :b", &[":b"]),
             ("select 1:é", &[]),
         ];
         for (sql, expected) in cases {

@@ -140,25 +140,27 @@ impl Bound<'_> {
         self.write(&self.script.tokens, &write)
     }
 
-    /// [`render`](Self::render) without what ends the statement, for use inside another.
+    /// [`render`](Self::render) without the semicolons around the statement, for use inside
+    /// another.
     pub(super) fn render_inner(&self, write: impl Fn(usize) -> String) -> String {
-        self.write(self.inner(), &write)
+        self.write(&self.inner(), &write)
     }
 
     /// [`render_inner`](Self::render_inner) in two: a list of WITH, and the query behind it. `None`
     /// where there is no such list.
     pub(super) fn render_with(&self, write: impl Fn(usize) -> String) -> Option<(String, String)> {
         let inner = self.inner();
-        let (list, main) = inner.split_at_checked(with::main_query(inner)?)?;
+        let (list, main) = inner.split_at_checked(with::main_query(&inner)?)?;
         Some((self.write(list, &write), self.write(main, &write)))
     }
 
-    /// What comes before a semicolon that ends it.
-    fn inner(&self) -> &[Token<'_>] {
-        let tokens = self.script.tokens.as_slice();
+    /// It, with blanks for semicolons. Nothing is cut off: the server has described all of it, and
+    /// a beginning could mean something else.
+    fn inner(&self) -> Vec<Token<'_>> {
+        let blank = Token { kind: Kind::Blank, text: " " };
         let semicolon = |token: &Token<'_>| token.kind == Kind::Symbol && token.text == ";";
-        let end = tokens.iter().position(semicolon);
-        end.and_then(|end| tokens.get(..end)).unwrap_or(tokens)
+        let tokens = self.script.tokens.iter();
+        tokens.map(|token| if semicolon(token) { blank } else { *token }).collect()
     }
 
     fn write(&self, tokens: &[Token<'_>], write: &impl Fn(usize) -> String) -> String {
@@ -361,7 +363,7 @@ mod tests {
         let sql = bound.render(|index| format!("${}", index + 1));
         assert_eq!(sql, "select $1, ':b', $2, $1::text; -- :c");
         let inner = bound.render_inner(|index| format!("${}", index + 1));
-        assert_eq!(inner, "select $1, ':b', $2, $1::text");
+        assert_eq!(inner, "select $1, ':b', $2, $1::text  -- :c");
     }
 
     #[test]

@@ -84,7 +84,8 @@ impl Plan {
         };
         let masked = match &inspected {
             Some(seen) if !statement.is_explain() => {
-                let explain = format!("explain (verbose, format json) {}", bound.render(cast));
+                let explain =
+                    format!("explain (verbose, format json) {}", bound.render_inner(cast));
                 let columns = original.columns.as_slice();
                 masked(connection, (guard, seen), columns, explain, (&argument_types, &values))
                     .await?

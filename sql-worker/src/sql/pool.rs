@@ -70,6 +70,8 @@ impl Target {
                 ("idle_in_transaction_session_timeout", millis(IDLE_IN_TRANSACTION_TIMEOUT)),
                 // Known since PostgreSQL 14.
                 ("idle_session_timeout", millis(IDLE_SESSION_TIMEOUT)),
+                // Statements are read by our lexer as well.
+                ("standard_conforming_strings", "on".to_owned()),
             ])
             .ssl_mode(PgSslMode::Disable)
             .application_name(APPLICATION_NAME)

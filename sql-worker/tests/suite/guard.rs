@@ -61,6 +61,7 @@ async fn a_masked_column_is_shown_by_no_way_that_we_know() {
         ("select upper(email) from S.users where id = 1", json!([[m]])),
         ("select max(email), count(*) from S.users", json!([[m, "2"]])),
         ("select count(*) as n, count(*) from S.users where id < $1", json!([["2", "2"]])),
+        ("; select count(*) from S.users; -- end", json!([["2"]])),
         (
             "select name, count(*) from S.users group by name order by name",
             json!([["Ada", "1"], ["Bo", "1"]]),
@@ -192,6 +193,33 @@ async fn masks_hold_beside_types_that_the_driver_does_not_know() {
     }
     let answer = run(&cluster.read_only(), "select free from away.rooms", Params::None).await;
     assert_eq!(rows(answer.unwrap()), [json!(["{[2024-02-01,2024-03-01)}"])]);
+}
+
+/// A mask is found in the description of the whole statement: what runs is all of it, wherever a
+/// semicolon seems to end it.
+#[tokio::test]
+async fn masks_hold_for_the_statement_that_runs() {
+    let cluster = Cluster::get();
+    schema(&cluster, "whole").await;
+    let pool = pool(&cluster, &["whole.users.email".to_owned()], None);
+    // To who reads over the quote with a backslash, the comment is a part of a string.
+    let begin = "select u.email, E'x'\n'\\'' as t from whole.users u -- ' ;";
+    for rest in ["\n (id, email, name)", " /*\n (id, email, name) -- */"] {
+        let sql = format!("{begin}{rest} order by id");
+        let answer = run(&pool, &sql, Params::None).await;
+        let answer = answer.unwrap_or_else(|failure| panic!("{sql}: {failure}"));
+        assert_eq!(rows(answer), [json!(["Ada", "[masked]"]), json!(["Bo", "[masked]"])], "{sql}");
+    }
+    // Nor is a backslash what it was before PostgreSQL 9.1, whatever the role's settings say.
+    let root = cluster.superuser();
+    for sql in
+        ["create role quoter login", "alter role quoter set standard_conforming_strings = off"]
+    {
+        run(&root, sql, Params::None).await.unwrap_or_else(|failure| panic!("{sql}: {failure}"));
+    }
+    let quoter = Pool::new(cluster.target_as("quoter"), SETTINGS);
+    let answer = run(&quoter, r"select 'a\', ';'", Params::None).await.unwrap();
+    assert_eq!(rows(answer), [json!(["a\\", ";"])]);
 }
 
 #[tokio::test]

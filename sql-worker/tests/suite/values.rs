@@ -116,6 +116,11 @@ async fn what_has_no_codec_comes_as_text_and_runs_once() {
     let answer = crate::cluster::rows(run(&pool, sql, Params::None).await.unwrap());
     assert_eq!(answer, [json!(["(1,2)", "1"]), json!(["(1,2)", "2"]), json!(["(1,2)", "3"])]);
 
+    // Empty statements are none.
+    let sql = ";; select '(1,2)'::point, ';' /* ; */ ; -- ;\n ;";
+    let answer = crate::cluster::rows(run(&pool, sql, Params::None).await.unwrap());
+    assert_eq!(answer, [json!(["(1,2)", ";"])]);
+
     // A statement that writes is wrapped too.
     run(&pool, "create table points (p point)", Params::None).await.unwrap();
     let sql = "insert into points values ('(1,2)'), (null) returning p";
