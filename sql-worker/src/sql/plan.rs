@@ -103,8 +103,10 @@ impl Plan {
             })
             .unzip();
         let undecodable = codecs.iter().any(Option::is_none);
-        // A query that is looked at again when it has run must come to its end.
-        let ends = inspected.is_some() && mode == Mode::Read && statement.is_query();
+        // A query that is looked at again when it has run must come to its end. One that changes
+        // something does not run, and can stand in no other statement.
+        let asks = statement.is_query() && !statement.is_list_of_changes();
+        let ends = inspected.is_some() && mode == Mode::Read && asks;
         let most = ends.then(|| limits.max_rows.saturating_add(1));
         let wrap = Wrap::of(statement, &codecs, most);
         let statement = match (wrap, original.statement) {

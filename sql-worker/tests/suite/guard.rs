@@ -222,6 +222,28 @@ async fn masks_hold_for_the_statement_that_runs() {
     assert_eq!(rows(answer), [json!(["a\\", ";"])]);
 }
 
+/// Whatever guard it has, a reader is told why.
+#[tokio::test]
+async fn a_list_of_changes_is_read_only_under_a_guard() {
+    let cluster = Cluster::get();
+    schema(&cluster, "lists").await;
+    let owner = cluster.pool();
+    run(&owner, "create table lists.points (p point)", Params::None).await.unwrap();
+    let tables = ["lists.orders".to_owned(), "lists.points".to_owned()];
+    let pool = pool(&cluster, &["lists.users.email".to_owned()], Some(&tables));
+    for sql in [
+        "with a as (delete from lists.orders returning *) select id from a",
+        "with a as (insert into lists.points values ('(1,2)') returning *) select p from a",
+    ] {
+        let failure = run(&pool, sql, Params::None).await.unwrap_err();
+        assert_eq!(failure.code(), Code::ReadOnly, "{sql}: {failure}");
+    }
+    // Nor is one that only looks like it kept from being read.
+    let sql = "with update as (select id from lists.orders) table update order by 1";
+    let answer = run(&pool, sql, Params::None).await.unwrap();
+    assert_eq!(rows(answer), [json!([1]), json!([2])]);
+}
+
 #[tokio::test]
 async fn only_offered_tables_are_read() {
     let cluster = Cluster::get();
