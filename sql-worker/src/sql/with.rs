@@ -52,8 +52,20 @@ impl Rest<'_> {
         self.take(|token| token.kind == Kind::Word && token.text.eq_ignore_ascii_case(word))
     }
 
+    /// `a`, `"a"`, or `U&"a" UESCAPE '!'`, which is several lexemes.
     fn name(&mut self) -> Option<()> {
-        self.take(|token| matches!(token.kind, Kind::Word | Kind::Quoted))
+        self.take(|token| matches!(token.kind, Kind::Word | Kind::Quoted))?;
+        if self.symbol("&").is_some() {
+            self.quoted()?;
+            if self.word("uescape").is_some() {
+                self.quoted()?;
+            }
+        }
+        Some(())
+    }
+
+    fn quoted(&mut self) -> Option<()> {
+        self.take(|token| token.kind == Kind::Quoted)
     }
 
     /// Everything up to `word`, and the name behind it.
@@ -102,6 +114,7 @@ mod tests {
                 "(select 1)",
             ),
             ("with recursive a as (select 1)", " delete from a returning x"),
+            ("with U&\"\\0061\" as (select 1), u&\"!0062\" uescape '!' as (select 2) ", "table a"),
             ("with recursive as (select 1)", "select * from recursive"),
             ("with recursive (x) as (select 1)", "select * from recursive"),
             ("with update as (select 1), delete as (select 2) ", "update t set a = 1 returning *"),
@@ -132,6 +145,8 @@ mod tests {
             "with a as (select 1",
             "with a as (select 1)",
             "with a as (select 1),",
+            "with U& as (select 1) select 1",
+            "with U&\"!0061\" uescape as (select 1) select 1",
             "with a as (select 1), select 1",
             "with a as (select 1) search depth first by x",
             "with a as (select 1) cycle x using",
