@@ -38,6 +38,8 @@ impl Described {
     /// (`pg_node_tree`). The server's answer was overheard then, and its types are looked up here.
     pub(super) async fn ask(session: &mut Session, sql: String) -> Result<Self, Trouble> {
         let Session { connection, overheard } = session;
+        // Else what fails before the server describes it would be taken for the one before.
+        overheard.forget();
         let error = match prepare(connection, sql, &[]).await {
             Ok(statement) => return Ok(Self::from(statement)),
             Err(error) => error,

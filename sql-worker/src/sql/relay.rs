@@ -52,6 +52,11 @@ impl Overheard {
         }
     }
 
+    /// Leaves nothing to be heard again of what was described before.
+    pub(super) fn forget(&self) {
+        *self.last() = Last::None;
+    }
+
     fn last(&self) -> MutexGuard<'_, Last> {
         self.0.last.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -174,6 +179,33 @@ mod tests {
         let (passed, ()) = tokio::join!(passing, talking);
         passed.unwrap();
         assert!(overheard.overlong());
+    }
+
+    /// One that is too long to be kept leaves the one before, which is another statement's.
+    #[tokio::test]
+    async fn a_description_that_is_not_kept_is_not_the_last_one() {
+        let (mut door, mut server) = UnixStream::pair().unwrap();
+        let overheard = Overheard::default();
+        let mut hear = async |messages: &[u8], door: &mut UnixStream| {
+            let sent = server.write_all(messages);
+            let mut passed = vec![0; messages.len()];
+            let (mut to, mut own) = tokio::io::duplex(BUFFER);
+            tokio::select! {
+                _ = receive(door, &mut to, usize::MAX, &overheard) => panic!("it ended"),
+                (sent, passed) = async { tokio::join!(sent, own.read_exact(&mut passed)) } => {
+                    sent.unwrap();
+                    passed.unwrap();
+                }
+            }
+        };
+        hear(b"t\0\0\0\x06\0\0n\0\0\0\x04", &mut door).await;
+        assert_eq!(overheard.description(), Some(Description::default()));
+        let mut long = message(frames::KEPT + 1);
+        *long.first_mut().unwrap() = b't';
+        long.extend(b"n\0\0\0\x04");
+        overheard.forget();
+        hear(&long, &mut door).await;
+        assert_eq!(overheard.description(), None);
     }
 
     #[tokio::test]

@@ -7,7 +7,7 @@ const LENGTH: usize = 4;
 pub(super) const HEAD: usize = 1 + LENGTH;
 /// Bytes of a body that is kept: more than any description has, of 1664 columns or of 65535
 /// parameters.
-const KEPT: usize = 512 << 10;
+pub(super) const KEPT: usize = 512 << 10;
 
 /// Where in a stream of messages one stands.
 #[derive(Debug, Default)]
