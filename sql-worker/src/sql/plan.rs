@@ -117,7 +117,8 @@ impl Plan {
             (wrap @ (Wrap::Subquery(_) | Wrap::With), _) => {
                 let sql = wrapped(&wrap, bound, cast, &codecs);
                 describe(connection, sql, &argument_types, &values).await.map_err(|trouble| {
-                    match undecodable {
+                    // A session that was lost says nothing of the statement.
+                    match undecodable && trouble.is_in_step() {
                         true => unshowable(&columns, &codecs).into(),
                         false => trouble,
                     }

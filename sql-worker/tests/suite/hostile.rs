@@ -4,10 +4,12 @@
 use std::time::Duration;
 
 use credbroker_sql_worker::error::Code;
-use credbroker_sql_worker::sql::{Answer, Format, Limits, Params, Statement};
+use credbroker_sql_worker::sql::{Answer, Format, Limits, Params, Pool, Statement, Target};
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{UnixListener, UnixStream};
 
-use crate::cluster::{Cluster, LIMITS, rows, run, run_within};
+use crate::cluster::{Cluster, LIMITS, SETTINGS, rows, run, run_within};
 use crate::mcp::Client;
 
 /// The most memory that this process ever had resident, in bytes: VmHWM of proc(5).
@@ -191,4 +193,45 @@ async fn large_calls_that_wait_are_few() {
     let grown = high_water() - before;
     assert!(grown < 6 * ROOM, "{grown} bytes");
     assert!(done > 1 && refused > 0, "{done} {refused}");
+}
+
+/// Passes one session on until it is told `word`.
+async fn cut_at(word: &[u8], listener: &UnixListener, cluster: &Cluster) {
+    let (mut own, _) = listener.accept().await.unwrap();
+    let mut server = UnixStream::connect(cluster.door().join(".s.PGSQL.5432")).await.unwrap();
+    let (mut from_own, mut to_own) = own.split();
+    let (mut from_server, mut to_server) = server.split();
+    let asked = async {
+        let mut buffer = vec![0; 64 << 10];
+        loop {
+            let read = from_own.read(&mut buffer).await.unwrap();
+            let bytes = &buffer[..read];
+            if read == 0 || bytes.windows(word.len()).any(|found| found == word) {
+                return;
+            }
+            to_server.write_all(bytes).await.unwrap();
+        }
+    };
+    tokio::select! {
+        () = asked => {}
+        _ended = tokio::io::copy(&mut from_server, &mut to_own) => {}
+    }
+}
+
+/// What cannot be described is not what cannot be shown.
+#[tokio::test]
+async fn a_session_that_is_lost_while_a_column_becomes_text_is_said_to_be_lost() {
+    let cluster = Cluster::get();
+    let directory = tempfile::Builder::new().prefix("cbw").tempdir_in("/tmp").unwrap();
+    #[expect(clippy::disallowed_methods, reason = "a door of this test's own")]
+    let listener = UnixListener::bind(directory.path().join(".s.PGSQL.5432")).unwrap();
+    let target = Target::door(directory.path(), "postgres", "app", "token", &LIMITS);
+    let pool = Pool::new(target, SETTINGS);
+    let asking = async {
+        let answer = run(&pool, "select 1", Params::None).await.unwrap();
+        assert_eq!(rows(answer), [json!([1])]);
+        run(&pool, "select '(1,2)'::point", Params::None).await.unwrap_err()
+    };
+    let (failure, ()) = tokio::join!(asking, cut_at(b"as q(c1)", &listener, &cluster));
+    assert_eq!(failure.code(), Code::UpstreamUnreachable, "{failure}");
 }
