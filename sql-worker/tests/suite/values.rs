@@ -405,15 +405,24 @@ async fn every_built_in_type_is_a_column_and_a_parameter() {
     let names = "select format_type(oid, -1) from pg_type where typtype <> 'p' \
                  and typnamespace = 'pg_catalog'::regnamespace order by oid";
     let names = crate::cluster::rows(run(&pool, names, Params::None).await.unwrap());
+    let mut shown = Vec::new();
     for row in &names {
         let name = row[0].as_str().unwrap();
         let sql = format!("select null::{name}, $1::{name} is null, $1::{name}");
         let answer = run(&pool, &sql, Params::List(vec![json!(null)])).await;
         let answer = answer.unwrap_or_else(|failure| panic!("{sql}: {failure}"));
+        let Answer::Rows(set) = &answer else { panic!("no rows: {sql}") };
+        shown.push(set.columns[0].type_name.clone());
         assert_eq!(crate::cluster::rows(answer), [json!([null, true, null])], "{sql}");
     }
     println!("{} types", names.len());
     assert!(names.len() > 400);
+    // Beside those that the driver does not know, all the others are called the same.
+    let columns = names.iter().map(|row| format!("null::{}", row[0].as_str().unwrap()));
+    let sql = format!("select {}", columns.collect::<Vec<_>>().join(", "));
+    let Answer::Rows(set) = run(&pool, &sql, Params::None).await.unwrap() else { panic!("none") };
+    let together = set.columns.into_iter().map(|column| column.type_name);
+    assert_eq!(together.collect::<Vec<_>>(), shown);
 }
 
 /// What the server has for itself, and what holds values of any type.
@@ -495,4 +504,47 @@ async fn multiranges_are_written_and_read_once() {
     let failure = run(&pool, "select $1::int4multirange", bad).await.unwrap_err();
     assert_eq!((failure.code().as_str(), failure.sqlstate()), ("SQL_ERROR", Some("22P02")));
     assert_eq!(one(&cluster, "1").await.1, json!(1));
+}
+
+/// The driver's own look-up and ours call a type by one name, and show its values alike.
+#[tokio::test]
+async fn a_type_is_the_same_beside_one_that_the_driver_does_not_know() {
+    let cluster = Cluster::get();
+    let root = cluster.superuser();
+    for sql in [
+        "create schema beside authorization app",
+        "create type beside.\"Mood?\" as enum ('ok')",
+        "create domain beside.moods as beside.\"Mood?\"[]",
+        "create domain beside.small as int4 check (value < 9)",
+        "create domain beside.smaller as beside.small",
+        "create type beside.pair as (n int4, m beside.moods)",
+        "create type beside.spans as range (subtype = float8, multirange_type_name = beside.gaps)",
+    ] {
+        run(&root, sql, Params::None).await.unwrap_or_else(|failure| panic!("{sql}: {failure}"));
+    }
+    let pool = cluster.read_only();
+    for value in [
+        "array['ok'::beside.\"Mood?\", null]",
+        "array['ok']::beside.moods",
+        "row(1, array['ok'])::beside.pair",
+        "7::beside.smaller",
+        "array[7::beside.smaller]",
+        "'{[1,2]}'::beside.gaps",
+        "array['{[1,2]}'::beside.gaps]",
+        "'[0:1]={1,2}'::int4[]",
+        "'1 2'::int2vector",
+        "array['1 2'::oidvector]",
+        "'a'::\"char\"",
+    ] {
+        let mut seen = Vec::new();
+        for beside in ["", ", null::int4multirange"] {
+            let sql = format!("select {value}{beside}");
+            let answer = run(&pool, &sql, Params::None).await;
+            let answer = answer.unwrap_or_else(|failure| panic!("{sql}: {failure}"));
+            let Answer::Rows(set) = &answer else { panic!("no rows: {sql}") };
+            let type_name = set.columns[0].type_name.clone();
+            seen.push((type_name, crate::cluster::rows(answer)[0][0].clone()));
+        }
+        assert_eq!(seen[0], seen[1], "{value}");
+    }
 }
