@@ -1,6 +1,6 @@
 //! A statement as the server describes it, before anything of it runs.
 
-use sqlx::postgres::{PgConnection, PgStatement, PgTypeInfo};
+use sqlx::postgres::{PgColumn, PgConnection, PgStatement, PgTypeInfo};
 use sqlx::{AssertSqlSafe, Column as _, Either, Executor as _, SqlSafeStr as _, Statement as _};
 
 use super::pool::Session;
@@ -24,11 +24,14 @@ pub(super) struct Described {
 pub(super) struct DescribedColumn {
     /// Its name; others may have the same.
     pub(super) name: String,
-    /// The table that it comes from and its number in there, where it comes from one.
-    pub(super) origin: Option<(u32, i16)>,
+    /// Where it comes from.
+    pub(super) origin: Origin,
     /// Its type.
     pub(super) column_type: Type,
 }
+
+/// The table that a column comes from and its number in there; `None` for what an expression gives.
+pub(super) type Origin = Option<(u32, i16)>;
 
 impl Described {
     /// Asks the server.
@@ -50,6 +53,11 @@ impl Described {
             }
             _ => Err(error.into()),
         }
+    }
+
+    /// Where its columns come from.
+    pub(super) fn origins(&self) -> Vec<Origin> {
+        self.columns.iter().map(|column| column.origin).collect()
     }
 
     async fn look_up(
@@ -81,7 +89,7 @@ impl From<PgStatement> for Described {
         };
         let columns = statement.columns().iter().map(|column| DescribedColumn {
             name: column.name().to_owned(),
-            origin: column.relation_id().map(|oid| oid.0).zip(column.relation_attribute_no()),
+            origin: origin(column),
             column_type: column.type_info().into(),
         });
         Self {
@@ -90,6 +98,15 @@ impl From<PgStatement> for Described {
             statement: Some(statement),
         }
     }
+}
+
+/// [`Described::origins`] of what sqlx can run.
+pub(super) fn origins(statement: &PgStatement) -> Vec<Origin> {
+    statement.columns().iter().map(origin).collect()
+}
+
+fn origin(column: &PgColumn) -> Origin {
+    column.relation_id().map(|oid| oid.0).zip(column.relation_attribute_no())
 }
 
 /// A statement that is ready to be run, with parameters of `types`.

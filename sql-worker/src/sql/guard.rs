@@ -13,6 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use sqlx::postgres::PgConnection;
 use sqlx::postgres::types::Oid;
 
+use super::described::Origin;
 use super::pattern::{ColumnPattern, TablePattern};
 use crate::error::{Code, Failure};
 
@@ -246,13 +247,9 @@ impl Guard {
 }
 
 impl Inspected {
-    /// Whether a column of the result must not be shown, by the table that it comes from and its
-    /// number there; `harmless` is asked for those whose origin is not known.
-    pub(super) fn masks(
-        &self,
-        origin: Option<(u32, i16)>,
-        harmless: impl FnOnce() -> bool,
-    ) -> bool {
+    /// Whether a column of the result must not be shown; `harmless` is asked for those whose
+    /// origin is not known.
+    pub(super) fn masks(&self, origin: Origin, harmless: impl FnOnce() -> bool) -> bool {
         if self.masking.is_empty() {
             return false;
         }

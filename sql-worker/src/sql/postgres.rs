@@ -260,7 +260,7 @@ impl Call<'_> {
         let mut after = After::Reset;
         let mut room = Room::Left;
         while let Some(item) =
-            rows.try_next().await.map_err(|error| Trouble::new(&error, &plan.values))?
+            rows.try_next().await.map_err(|error| Trouble::new(&error, plan.values()))?
         {
             match item {
                 Either::Left(done) => affected_rows += done.rows_affected(),

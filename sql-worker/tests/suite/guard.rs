@@ -222,6 +222,47 @@ async fn masks_hold_for_the_statement_that_runs() {
     assert_eq!(rows(answer), [json!(["a\\", ";"])]);
 }
 
+/// A function that says that it depends on nothing is run by the planner, and may change how the
+/// server reads what comes next: between the look at a statement and its run.
+#[tokio::test]
+async fn a_statement_that_changes_its_meaning_is_not_run() {
+    let cluster = Cluster::get();
+    schema(&cluster, "turned").await;
+    let owner = cluster.pool();
+    for sql in [
+        "create table turned.spans (n int4, s int4multirange)",
+        "insert into turned.spans values (1, '{[1,2)}')",
+        "create function turned.liar() returns int4 immutable language plpgsql as \
+         $$ begin perform set_config('standard_conforming_strings', 'off', false); return 1; end $$",
+    ] {
+        run(&owner, sql, Params::None).await.unwrap_or_else(|failure| panic!("{sql}: {failure}"));
+    }
+    let pool = pool(&cluster, &["turned.users.email".to_owned()], None);
+    let read = async |sql: &str| {
+        let sql = format!("select u.email, '\\' as t, {sql}");
+        match run(&pool, &sql, Params::None).await {
+            Ok(answer) => json!(rows(answer)).to_string(),
+            Err(failure) => failure.to_json().to_string(),
+        }
+    };
+    // Read as it was looked at, `email` is another name of `name`; read again, it is the address.
+    let turns = |more: &str, from: &str| {
+        let seen = format!("turned.liar(){more} from {from}turned.users u --");
+        let read = format!("' as t, 1{more} from {from}turned.users u /*");
+        format!("{seen} {read}\n (id, email, name) order by 1 -- */")
+    };
+    let (plain, text) = (turns("", ""), turns(", s", "turned.spans, "));
+    for sql in [&plain, &text] {
+        let said = read(sql).await;
+        assert!(said.contains("does not run as it was looked at"), "{said}");
+    }
+    // The control: without the liar it runs.
+    for sql in [plain, text] {
+        let said = read(&sql.replacen("turned.liar()", "0", 1)).await;
+        assert!(said.contains("Ada") && !said.contains(SECRET), "{said}");
+    }
+}
+
 /// Whatever guard it has, a reader is told why.
 #[tokio::test]
 async fn a_list_of_changes_is_read_only_under_a_guard() {

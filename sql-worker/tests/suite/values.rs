@@ -506,6 +506,25 @@ async fn multiranges_are_written_and_read_once() {
     assert_eq!(one(&cluster, "1").await.1, json!(1));
 }
 
+/// What a cast to text writes is its maker's.
+#[tokio::test]
+async fn a_value_is_written_as_the_server_writes_it() {
+    let cluster = Cluster::get();
+    let owner = cluster.pool();
+    for sql in [
+        "create type forged as (n int4, t text)",
+        "create function forge(forged) returns text language sql return 'forged'",
+        "create cast (forged as text) with function forge(forged) as assignment",
+    ] {
+        run(&owner, sql, Params::None).await.unwrap_or_else(|failure| panic!("{sql}: {failure}"));
+    }
+    let sql = "select row(1, 'a')::forged, row(null, null)::forged, null::forged, \
+               array[row(1, 'a')::forged], row(1, 'a')::forged::text";
+    let answer = run(&cluster.read_only(), sql, Params::None).await.unwrap();
+    let row = json!(["(1,a)", "(,)", null, "{\"(1,a)\"}", "forged"]);
+    assert_eq!(crate::cluster::rows(answer), [row]);
+}
+
 /// The driver's own look-up and ours call a type by one name, and show its values alike.
 #[tokio::test]
 async fn a_type_is_the_same_beside_one_that_the_driver_does_not_know() {
