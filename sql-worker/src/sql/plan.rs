@@ -77,14 +77,14 @@ impl Plan {
         let ends = inspected.is_some() && mode == Mode::Read && asks;
         let most = ends.then(|| limits.max_rows.saturating_add(1));
         let wrap = Wrap::of(statement, &codecs, most);
-        let statement = match original.statement {
+        let prepared = match original.statement {
             Some(statement) if wrap == Wrap::Not && sent.is_empty() => statement,
             Some(_) | None => {
                 let sql = wrap.around(bound, cast, codecs.iter().map(Option::is_some));
                 sent.describe(connection, sql).await.map_err(|trouble| {
                     // A session that was lost says nothing of the statement.
                     match !is_whole && trouble.is_in_step() {
-                        true => unshowable(&columns, &codecs).into(),
+                        true => unshowable(statement, &columns, &codecs).into(),
                         false => trouble,
                     }
                 })?
@@ -92,7 +92,7 @@ impl Plan {
         };
         if has_masks {
             let runs = if is_whole {
-                origins(&statement)
+                origins(&prepared)
             } else {
                 // What is given as text has no origin any more.
                 let sql = wrap.around(bound, cast, codecs.iter().map(|_| true));
@@ -104,7 +104,7 @@ impl Plan {
             }
         }
         let codecs = codecs.into_iter().map(|codec| codec.unwrap_or(Codec::Scalar(Scalar::Text)));
-        Ok(Self { statement, columns, inspected, sent, codecs: codecs.collect() })
+        Ok(Self { statement: prepared, columns, inspected, sent, codecs: codecs.collect() })
     }
 
     /// The values of the parameters, as text.
@@ -165,14 +165,17 @@ async fn masked(
     Ok(columns.iter().enumerate().map(|(at, c)| seen.masks(c.origin, || harmless(at))).collect())
 }
 
-fn unshowable(columns: &[Column], codecs: &[Option<Codec>]) -> Failure {
+fn unshowable(statement: &Statement<'_>, columns: &[Column], codecs: &[Option<Codec>]) -> Failure {
     let at = codecs.iter().position(Option::is_none).unwrap_or(0);
     let type_name = columns.get(at).map_or("?", |column| column.type_name.as_str());
     Failure::quoting(
         Code::Unsupported,
         format!("column {} has type {type_name}, which cannot be shown; nothing was run", at + 1),
     )
-    .with_hint("cast it to text in the statement: x::text")
+    .with_hint(match statement.is_call() {
+        true => "the procedure's parameter must be text; or write a function, and select from it",
+        false => "cast it to text in the statement: x::text",
+    })
 }
 
 fn numbered(at: usize) -> String {

@@ -315,7 +315,10 @@ impl Lease {
         // Not LIMIT_REACHED: to try again is no use.
         Failure::new(
             Code::Unsupported,
-            format!("a row or message of the database has more than {most} MiB; it was stopped"),
+            format!(
+                "a row or message of the database has more than {most} MiB, or there are far more \
+                 than were asked for; it was stopped"
+            ),
         )
         .with_hint("select less of it: left(x, 1000), substring(x from 1 for 1000), length(x)")
     }

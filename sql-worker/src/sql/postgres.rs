@@ -212,7 +212,9 @@ impl Call<'_> {
             // The server has understood it, and run nothing.
             return Err(not_a_query().into());
         }
+        let streaming = session.overheard.streaming();
         let fetched = self.fetch(connection, &plan, sink).await;
+        drop(streaming);
         let Fetched { mut collector, affected_rows, after } =
             fetched.map_err(|trouble| match guard.withholds_errors() {
                 true => Trouble { failure: trouble.failure.without_quotes(), ..trouble },

@@ -1,9 +1,10 @@
-//! Between sqlx and a door: no message that is too long comes through, and how the server describes
-//! a statement is kept.
+//! Between sqlx and a door: nothing that is too long comes through, and how the server describes a
+//! statement is kept.
 //!
 //! sqlx takes a message whole before anybody sees any of it, and PostgreSQL sends up to a gigabyte
-//! in one: a row, an error, a notice. So the lengths are read here, and both ends are closed where
-//! one is too long, before it is taken in. And sqlx shows a description only if it knows the kind of
+//! in one: a row, an error, a notice. What the worker asks for itself, sqlx takes whole too, rows
+//! and all. So both are measured here, and both ends are closed where one is too long, before it is
+//! taken in. And sqlx shows a description only if it knows the kind of
 //! every type in it. sqlx connects by name only: it gets one in the abstract namespace (man
 //! unix(7)), random, for one connection, and this process alone is let in by it.
 
@@ -14,7 +15,7 @@ use std::io;
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::{SocketAddr, UnixListener as StdListener};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
@@ -27,6 +28,10 @@ use crate::random;
 
 /// Bytes that are read at once.
 const BUFFER: usize = 32 << 10;
+/// Bytes of an answer that is taken in whole, beyond the longest message.
+const LONGEST_ANSWER: usize = 16 << 20;
+/// Bytes that a message takes in memory besides its own.
+const OVERHEAD: usize = 128;
 
 /// What was overheard of a session; clones are of the same.
 #[derive(Debug, Clone, Default)]
@@ -35,13 +40,44 @@ pub(super) struct Overheard(Arc<Inner>);
 #[derive(Debug, Default)]
 struct Inner {
     overlong: AtomicBool,
+    /// Bytes that the server has sent since it was last asked something.
+    answered: AtomicUsize,
+    streams: AtomicBool,
     last: Mutex<Last>,
 }
 
+/// While it is there, rows are taken one at a time.
+#[derive(Debug)]
+pub(super) struct Streaming(Overheard);
+
+impl Drop for Streaming {
+    fn drop(&mut self) {
+        self.0.0.streams.store(false, Ordering::Release);
+    }
+}
+
 impl Overheard {
-    /// Whether the session was closed because the server had begun a message that was too long.
+    /// Whether the session was closed because the server had begun a message, or an answer, that was
+    /// too long.
     pub(super) fn overlong(&self) -> bool {
         self.0.overlong.load(Ordering::Acquire)
+    }
+
+    /// Lets an answer have any length: who asked takes its rows one at a time.
+    pub(super) fn streaming(&self) -> Streaming {
+        self.0.streams.store(true, Ordering::Release);
+        Streaming(self.clone())
+    }
+
+    fn asked(&self) {
+        self.0.answered.store(0, Ordering::Release);
+    }
+
+    /// Takes note of `more` bytes of an answer; whether it may still go on.
+    fn answered(&self, more: usize, longest: usize) -> bool {
+        let before = self.0.answered.fetch_add(more, Ordering::AcqRel);
+        self.0.streams.load(Ordering::Acquire)
+            || before.saturating_add(more) <= longest.saturating_add(LONGEST_ANSWER)
     }
 
     /// What the server said of the statement that it described last.
@@ -99,7 +135,7 @@ impl Relay {
 }
 
 /// Passes everything on until either end is closed, or the door begins a message of more than
-/// `longest` bytes.
+/// `longest` bytes, or goes on with an answer that is taken whole and has many more.
 pub(super) async fn pass(
     door: UnixStream,
     own: UnixStream,
@@ -109,11 +145,27 @@ pub(super) async fn pass(
     let (mut from_door, mut to_door) = door.into_split();
     let (mut from_own, mut to_own) = own.into_split();
     tokio::select! {
-        sent = tokio::io::copy(&mut from_own, &mut to_door) => sent.map(|_bytes| ()),
+        sent = send(&mut from_own, &mut to_door, &overheard) => sent,
         received = receive(&mut from_door, &mut to_own, longest, &overheard) => {
             overheard.0.overlong.store(received? == Received::TooLong, Ordering::Release);
             Ok(())
         }
+    }
+}
+
+async fn send(
+    from: &mut (impl AsyncRead + Unpin),
+    to: &mut (impl AsyncWrite + Unpin),
+    overheard: &Overheard,
+) -> io::Result<()> {
+    let mut buffer = vec![0; BUFFER];
+    loop {
+        let read = from.read(&mut buffer).await?;
+        if read == 0 {
+            return Ok(());
+        }
+        overheard.asked();
+        to.write_all(buffer.get(..read).unwrap_or_default()).await?;
     }
 }
 
@@ -139,7 +191,10 @@ async fn receive(
         }
         // Before it goes on: who has read the answer finds what was said.
         let hear = |kind, body: &[u8]| overheard.last().hear(kind, body);
-        if !frames.follow(bytes, longest, description::MESSAGES, hear) {
+        let Some(begun) = frames.follow(bytes, longest, description::MESSAGES, hear) else {
+            return Ok(Received::TooLong);
+        };
+        if !overheard.answered(read + begun * OVERHEAD, longest) {
             return Ok(Received::TooLong);
         }
         to.write_all(bytes).await?;
@@ -175,6 +230,35 @@ mod tests {
             server.write_all(&message(97)).await.unwrap();
             assert_eq!(client.read(&mut answer).await.unwrap(), 0);
             assert_eq!(server.read(&mut asked).await.unwrap(), 0);
+        };
+        let (passed, ()) = tokio::join!(passing, talking);
+        passed.unwrap();
+        assert!(overheard.overlong());
+    }
+
+    #[tokio::test]
+    async fn an_answer_has_an_end_unless_its_rows_are_taken_one_at_a_time() {
+        let (door, mut server) = UnixStream::pair().unwrap();
+        let (own, mut client) = UnixStream::pair().unwrap();
+        let overheard = Overheard::default();
+        let passing = pass(door, own, BUFFER, overheard.clone());
+        let rows = message(0).repeat(1000);
+        let most = LONGEST_ANSWER / (1000 * (HEAD + OVERHEAD));
+        let mut answer = vec![0; rows.len()];
+        let talking = async {
+            for streaming in [false, true, false] {
+                let _streaming = streaming.then(|| overheard.streaming());
+                client.write_all(b"question").await.unwrap();
+                server.read_exact(&mut [0; 8]).await.unwrap();
+                for _ in 0..if streaming { 3 * most } else { most } {
+                    server.write_all(&rows).await.unwrap();
+                    client.read_exact(&mut answer).await.unwrap();
+                }
+                assert!(!overheard.overlong());
+            }
+            while server.write_all(&rows).await.is_ok() {
+                let _end = client.read_exact(&mut answer).await;
+            }
         };
         let (passed, ()) = tokio::join!(passing, talking);
         passed.unwrap();

@@ -106,6 +106,11 @@ impl<'a> Statement<'a> {
         self.bound.begins_with(&["explain", "show"])
     }
 
+    /// Whether it calls a procedure, whose result stands in no other statement.
+    pub(super) fn is_call(&self) -> bool {
+        self.bound.begins_with(&["call"])
+    }
+
     /// Whether it changes rows, so that it can stand in WITH only.
     pub(super) fn is_change(&self) -> bool {
         self.bound.begins_with(&["insert", "update", "delete", "merge"])

@@ -89,7 +89,7 @@ impl<'c> Scope<'c> {
             }
             other => other,
         };
-        let begun = begun.map_err(|error| failure::of_statement(&error, &[]))?;
+        let begun = begun.map_err(|error| lease.loss(failure::of_statement(&error, &[])))?;
         Ok(Self { session: lease.session(), begun })
     }
 

@@ -195,43 +195,85 @@ async fn large_calls_that_wait_are_few() {
     assert!(done > 1 && refused > 0, "{done} {refused}");
 }
 
-/// Passes one session on until it is told `word`.
-async fn cut_at(word: &[u8], listener: &UnixListener, cluster: &Cluster) {
-    let (mut own, _) = listener.accept().await.unwrap();
-    let mut server = UnixStream::connect(cluster.door().join(".s.PGSQL.5432")).await.unwrap();
-    let (mut from_own, mut to_own) = own.split();
-    let (mut from_server, mut to_server) = server.split();
-    let asked = async {
-        let mut buffer = vec![0; 64 << 10];
-        loop {
-            let read = from_own.read(&mut buffer).await.unwrap();
-            let bytes = &buffer[..read];
-            if read == 0 || bytes.windows(word.len()).any(|found| found == word) {
-                return;
+/// A door of a test's own.
+struct OwnDoor {
+    listener: UnixListener,
+    directory: tempfile::TempDir,
+}
+
+impl OwnDoor {
+    fn open() -> Self {
+        let directory = tempfile::Builder::new().prefix("cbw").tempdir_in("/tmp").unwrap();
+        #[expect(clippy::disallowed_methods, reason = "nobody else has to find it")]
+        let listener = UnixListener::bind(directory.path().join(".s.PGSQL.5432")).unwrap();
+        Self { listener, directory }
+    }
+
+    fn pool(&self) -> Pool {
+        let directory = self.directory.path();
+        Pool::new(Target::door(directory, "postgres", "app", "token", &LIMITS), SETTINGS)
+    }
+
+    /// Passes one session on until it is told `word`; the client's end is given back then.
+    async fn pass_until(&self, word: &[u8], cluster: &Cluster) -> UnixStream {
+        let (mut own, _) = self.listener.accept().await.unwrap();
+        let mut server = UnixStream::connect(cluster.door().join(".s.PGSQL.5432")).await.unwrap();
+        let (mut from_own, mut to_own) = own.split();
+        let (mut from_server, mut to_server) = server.split();
+        let asked = async {
+            let mut buffer = vec![0; 64 << 10];
+            loop {
+                let read = from_own.read(&mut buffer).await.unwrap();
+                let bytes = &buffer[..read];
+                if read == 0 || bytes.windows(word.len()).any(|found| found == word) {
+                    return;
+                }
+                to_server.write_all(bytes).await.unwrap();
             }
-            to_server.write_all(bytes).await.unwrap();
+        };
+        tokio::select! {
+            () = asked => {}
+            _ended = tokio::io::copy(&mut from_server, &mut to_own) => {}
         }
-    };
-    tokio::select! {
-        () = asked => {}
-        _ended = tokio::io::copy(&mut from_server, &mut to_own) => {}
+        own
     }
 }
 
 /// What cannot be described is not what cannot be shown.
 #[tokio::test]
 async fn a_session_that_is_lost_while_a_column_becomes_text_is_said_to_be_lost() {
-    let cluster = Cluster::get();
-    let directory = tempfile::Builder::new().prefix("cbw").tempdir_in("/tmp").unwrap();
-    #[expect(clippy::disallowed_methods, reason = "a door of this test's own")]
-    let listener = UnixListener::bind(directory.path().join(".s.PGSQL.5432")).unwrap();
-    let target = Target::door(directory.path(), "postgres", "app", "token", &LIMITS);
-    let pool = Pool::new(target, SETTINGS);
+    let (cluster, door) = (Cluster::get(), OwnDoor::open());
+    let pool = door.pool();
     let asking = async {
         let answer = run(&pool, "select 1", Params::None).await.unwrap();
         assert_eq!(rows(answer), [json!([1])]);
         run(&pool, "select '(1,2)'::point", Params::None).await.unwrap_err()
     };
-    let (failure, ()) = tokio::join!(asking, cut_at(b"as q(c1)", &listener, &cluster));
+    let losing = async { drop(door.pass_until(b"as q(c1)", &cluster).await) };
+    let (failure, ()) = tokio::join!(asking, losing);
     assert_eq!(failure.code(), Code::UpstreamUnreachable, "{failure}");
+}
+
+/// A server may answer what the worker itself asks with rows without end, each as short as can be.
+#[tokio::test]
+async fn an_answer_without_end_is_not_taken_in() {
+    let (cluster, door) = (Cluster::get(), OwnDoor::open());
+    let pool = door.pool();
+    let before = high_water();
+    let flooding = async {
+        let mut own = door.pass_until(b"current_setting('transaction_isolation')", &cluster).await;
+        // A description of no columns, and as many rows of none as are taken.
+        own.write_all(b"T\0\0\0\x06\0\0").await.unwrap();
+        let rows = b"D\0\0\0\x06\0\0".repeat(1000);
+        let mut sent = 0_u64;
+        while own.write_all(&rows).await.is_ok() {
+            sent += 1000;
+        }
+        sent
+    };
+    let (failure, sent) = tokio::join!(run(&pool, "select 1", Params::None), flooding);
+    let (failure, grown) = (failure.unwrap_err(), high_water() - before);
+    println!("{sent} rows, {grown} bytes");
+    assert_eq!(failure.code(), Code::Unsupported, "{failure}");
+    assert!(grown < ROOM, "{grown} bytes");
 }

@@ -392,6 +392,7 @@ async fn a_call_whose_result_has_no_codec_is_not_made() {
     }
     let failure = run(&pool, "call turn('(1,2)', 0)", Params::None).await.unwrap_err();
     assert_eq!(failure.code().as_str(), "UNSUPPORTED");
+    assert!(failure.hint().is_some_and(|hint| hint.contains("must be text")), "{failure:?}");
     let answer = run(&pool, "call count_up(0)", Params::None).await.unwrap();
     assert_eq!(crate::cluster::rows(answer), [json!([1])]);
 }

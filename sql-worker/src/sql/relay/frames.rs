@@ -27,7 +27,7 @@ struct Kept {
 }
 
 impl Frames {
-    /// Whether every message that begins in `bytes` has at most `longest`. Those of the types
+    /// How many messages begin in `bytes`; `None` if one has more than `longest`. Those of the types
     /// `wanted` are given to `hear` once they are whole, with the type first.
     pub(super) fn follow(
         &mut self,
@@ -35,7 +35,8 @@ impl Frames {
         longest: usize,
         wanted: &[u8],
         mut hear: impl FnMut(u8, &[u8]),
-    ) -> bool {
+    ) -> Option<usize> {
+        let mut begun = 0;
         while !bytes.is_empty() {
             let (missing, of_body) = match self.body {
                 0 => (HEAD - self.head.len(), false),
@@ -55,8 +56,9 @@ impl Frames {
                 let length = usize::try_from(u32::from_be_bytes(length)).unwrap_or(usize::MAX);
                 match length.checked_sub(LENGTH) {
                     Some(body) if length <= longest => self.body = body,
-                    Some(_) | None => return false,
+                    Some(_) | None => return None,
                 }
+                begun += 1;
                 let keep = wanted.contains(kind) && self.body <= KEPT;
                 self.kept = keep.then(|| Kept { kind: *kind, body: Vec::new() });
                 self.head.clear();
@@ -67,7 +69,7 @@ impl Frames {
                 hear(kind, &body);
             }
         }
-        true
+        Some(begun)
     }
 }
 
@@ -88,9 +90,9 @@ mod tests {
     fn what_is_no_length_is_refused() {
         let follow = |head: &[u8]| Frames::default().follow(head, 10, b"D", |_, _| {});
         for head in [b"D\0\0\0\0", b"D\0\0\0\x03", b"D\xff\xff\xff\xff", b"D\0\0\0\x0b"] {
-            assert!(!follow(head), "{head:?}");
+            assert_eq!(follow(head), None, "{head:?}");
         }
-        assert!(follow(b"D\0\0\0\x0a"));
+        assert_eq!(follow(b"D\0\0\0\x0a"), Some(1));
     }
 
     #[test]
@@ -98,7 +100,8 @@ mod tests {
         let heard = |length: usize| {
             let mut heard = 0;
             let stream = message(b'T', length);
-            assert!(Frames::default().follow(&stream, 1 << 20, b"T", |_, _| heard += 1));
+            let begun = Frames::default().follow(&stream, 1 << 20, b"T", |_, _| heard += 1);
+            assert_eq!(begun, Some(1));
             heard
         };
         assert_eq!((heard(KEPT), heard(KEPT + 1)), (1, 0));
@@ -115,17 +118,17 @@ mod tests {
             let messages: Vec<(u8, usize)> = messages.collect();
             let stream: Vec<u8> =
                 messages.iter().flat_map(|(kind, length)| message(*kind, *length)).collect();
-            let (mut frames, mut fits, mut heard) = (Frames::default(), true, Vec::new());
+            let (mut frames, mut begun, mut heard) = (Frames::default(), Some(0), Vec::new());
             let (mut rest, mut cuts) = (stream.as_slice(), cuts.iter().cycle());
-            while !rest.is_empty() && fits {
+            while let Some(before) = begun && !rest.is_empty() {
                 let (piece, tail) = rest.split_at(rest.len().min(*cuts.next().unwrap()));
-                fits = frames.follow(piece, longest, b"Tn", |kind, body| {
-                    heard.push((kind, body.to_vec()));
-                });
+                let hear = |kind, body: &[u8]| heard.push((kind, body.to_vec()));
+                begun = frames.follow(piece, longest, b"Tn", hear).map(|more| before + more);
                 rest = tail;
             }
             let short = messages.iter().take_while(|(_, length)| length + LENGTH <= longest);
-            prop_assert_eq!(fits, short.clone().count() == messages.len());
+            let all = short.clone().count() == messages.len();
+            prop_assert_eq!(begun, all.then_some(messages.len()));
             let wanted = short.filter(|(kind, _)| *kind != b'D');
             let wanted: Vec<_> =
                 wanted.map(|(kind, length)| (*kind, vec![*kind; *length])).collect();
