@@ -225,7 +225,7 @@ async fn masks_hold_for_the_statement_that_runs() {
 /// A function that says that it depends on nothing is run by the planner, and may change how the
 /// server reads what comes next: between the look at a statement and its run.
 #[tokio::test]
-async fn a_statement_that_changes_its_meaning_is_not_run() {
+async fn a_statement_means_what_it_meant_when_it_was_looked_at() {
     let cluster = Cluster::get();
     schema(&cluster, "turned").await;
     let owner = cluster.pool();
@@ -234,33 +234,47 @@ async fn a_statement_that_changes_its_meaning_is_not_run() {
         "insert into turned.spans values (1, '{[1,2)}')",
         "create function turned.liar() returns int4 immutable language plpgsql as \
          $$ begin perform set_config('standard_conforming_strings', 'off', false); return 1; end $$",
+        "create schema turned_count",
+        "create function turned_count.add(n int8) returns int8 language sql as \
+         $$ select length(email) from turned.users where id = 1 $$",
+        "create aggregate turned_count.count(*) (sfunc = turned_count.add, stype = int8)",
+        "create function turned.mover() returns int4 immutable language plpgsql as \
+         $$ begin perform set_config('search_path', 'turned_count, pg_catalog', false); return 1; end $$",
+        "create function turned.reread(sql text) returns setof text language plpgsql \
+         set standard_conforming_strings = off as \
+         $$ begin return query execute 'select q.email from (' || sql || chr(10) || ') q'; end $$",
+        "create function turned.recount() returns int8 language sql \
+         set search_path = turned_count, pg_catalog as $$ select count(*) from turned.users $$",
     ] {
         run(&owner, sql, Params::None).await.unwrap_or_else(|failure| panic!("{sql}: {failure}"));
     }
     let pool = pool(&cluster, &["turned.users.email".to_owned()], None);
-    let read = async |sql: &str| {
-        let sql = format!("select u.email, '\\' as t, {sql}");
-        match run(&pool, &sql, Params::None).await {
-            Ok(answer) => json!(rows(answer)).to_string(),
-            Err(failure) => failure.to_json().to_string(),
-        }
-    };
+    let m = "[masked]";
     // Read as it was looked at, `email` is another name of `name`; read again, it is the address.
     let turns = |more: &str, from: &str| {
         let seen = format!("turned.liar(){more} from {from}turned.users u --");
         let read = format!("' as t, 1{more} from {from}turned.users u /*");
-        format!("{seen} {read}\n (id, email, name) order by 1 -- */")
+        format!(
+            "select u.email, '\\' as t, {seen} {read}\n (id, email, name) order by 1 limit 1 -- */"
+        )
     };
-    let (plain, text) = (turns("", ""), turns(", s", "turned.spans, "));
-    for sql in [&plain, &text] {
-        let said = read(sql).await;
-        assert!(said.contains("does not run as it was looked at"), "{said}");
+    // Of the rows, or of an address: the plan calls it by its full name once there are two.
+    let counts = "select count(*), turned.mover() from turned.users";
+    for (sql, expected) in [
+        (turns("", ""), json!([["Ada", m, m]])),
+        (turns(", s", "turned.spans, "), json!([["Ada", m, m, "{[1,2)}"]])),
+        (counts.to_owned(), json!([[m, m]])),
+    ] {
+        let answer = run(&pool, &sql, Params::None).await;
+        let answer = answer.unwrap_or_else(|failure| panic!("{sql}: {failure}"));
+        assert_eq!(json!(rows(answer)), expected, "{sql}");
     }
-    // The control: without the liar it runs.
-    for sql in [plain, text] {
-        let said = read(&sql.replacen("turned.liar()", "0", 1)).await;
-        assert!(said.contains("Ada") && !said.contains(SECRET), "{said}");
-    }
+    // The control: each means something else once it is read so.
+    let again = |text: &str| Params::List(vec![json!(text)]);
+    let read = run(&owner, "select turned.reread($1)", again(&turns("", ""))).await.unwrap();
+    assert!(rows(read).contains(&json!([SECRET])));
+    let counted = run(&owner, "select turned.recount()", Params::None).await.unwrap();
+    assert_eq!(rows(counted), [json!([SECRET.len().to_string()])]);
 }
 
 /// Whatever guard it has, a reader is told why.
