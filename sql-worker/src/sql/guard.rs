@@ -324,9 +324,9 @@ async fn touched(connection: &mut PgConnection, used: &[Oid]) -> Result<Vec<Touc
 
 /// Which columns the plan shows to be `count(*)`: a number of rows, and no value of any.
 ///
-/// `plan` is what EXPLAIN (VERBOSE, FORMAT JSON) gives. Only below nodes that pass an
-/// aggregate's columns on is the text of a column what it is: an Append shows that of its
-/// first input alone.
+/// `plan` is what EXPLAIN (VERBOSE, FORMAT JSON) gives. A node shows what it makes itself as it
+/// is, and in brackets what comes from below; of several inputs that is the text of the first one
+/// alone. So it is the aggregate that must count, below nodes that pass its columns on.
 pub(super) fn counts(plan: &serde_json::Value) -> Vec<bool> {
     let Some(root) = plan.pointer("/0/Plan") else {
         return Vec::new();
@@ -335,18 +335,28 @@ pub(super) fn counts(plan: &serde_json::Value) -> Vec<bool> {
     loop {
         match node.get("Node Type").and_then(serde_json::Value::as_str) {
             Some("Aggregate") => break,
-            Some("Sort" | "Incremental Sort" | "Limit") => match node.pointer("/Plans/0") {
+            Some("Sort" | "Incremental Sort" | "Limit") => match input(node) {
                 Some(input) => node = input,
                 None => return Vec::new(),
             },
             _ => return Vec::new(),
         }
     }
-    let output = root.get("Output").and_then(serde_json::Value::as_array);
-    let is_count = |text: &serde_json::Value| {
-        text.as_str().is_some_and(|text| matches!(text, "count(*)" | "(count(*))"))
-    };
-    output.into_iter().flatten().map(is_count).collect()
+    let counted = output(node).map(|text| text == "count(*)");
+    let shown = output(root).map(|text| matches!(text, "count(*)" | "(count(*))"));
+    counted.zip(shown).map(|(counted, shown)| counted && shown).collect()
+}
+
+/// What a node gets its rows from; what is asked for once, such as a limit, may stand before it.
+fn input(node: &serde_json::Value) -> Option<&serde_json::Value> {
+    let mut below = node.get("Plans")?.as_array()?.iter();
+    below.find(|below| below.get("Parent Relationship").is_some_and(|kind| kind == "Outer"))
+}
+
+/// The texts of a node's columns.
+fn output(node: &serde_json::Value) -> impl Iterator<Item = &str> {
+    let columns = node.get("Output").and_then(serde_json::Value::as_array);
+    columns.into_iter().flatten().map(|text| text.as_str().unwrap_or_default())
 }
 
 #[cfg(test)]
@@ -357,15 +367,27 @@ mod tests {
 
     #[test]
     fn only_an_aggregate_on_top_counts() {
-        let aggregate =
-            json!({"Node Type": "Aggregate", "Output": ["count(*)", "max(u.email)", "(count(*))"]});
-        assert_eq!(counts(&json!([{"Plan": aggregate}])), [true, false, true]);
-        let sort = json!([{"Plan": {"Node Type": "Sort", "Output": ["(count(*))", "u.a"],
-            "Plans": [aggregate]}}]);
-        assert_eq!(counts(&sort), [true, false]);
-        let append = json!([{"Plan": {"Node Type": "Append", "Output": ["(count(*))"],
-            "Plans": [aggregate]}}]);
-        assert_eq!(counts(&append), [] as [bool; 0]);
-        assert_eq!(counts(&json!(null)), [] as [bool; 0]);
+        let below = |kind: &str, output: &[&str], inputs: &[serde_json::Value]| {
+            json!({"Node Type": kind, "Parent Relationship": "Outer", "Output": output,
+                "Plans": inputs})
+        };
+        let counts = |plan: &serde_json::Value| counts(&json!([{"Plan": plan}]));
+        let none: [bool; 0] = [];
+        let aggregate = below("Aggregate", &["count(*)", "max(u.email)", "(count(*))"], &[]);
+        assert_eq!(counts(&aggregate), [true, false, false]);
+        let inputs = std::slice::from_ref(&aggregate);
+        let sort = below("Sort", &["(count(*))", "u.a", "(count(*))"], inputs);
+        assert_eq!(counts(&sort), [true, false, false]);
+        let append = below("Append", &["(count(*))"], inputs);
+        assert_eq!(counts(&append), none);
+        // UNION, by hashing.
+        let distinct = below("Aggregate", &["(count(*))"], std::slice::from_ref(&append));
+        assert_eq!(counts(&distinct), [false]);
+        // LIMIT (SELECT count(*) …)
+        let most = json!({"Node Type": "Aggregate", "Parent Relationship": "InitPlan",
+            "Output": ["count(*)"]});
+        assert_eq!(counts(&below("Limit", &["(count(*))"], &[most.clone(), append])), none);
+        assert_eq!(counts(&below("Limit", &["(count(*))"], &[most, aggregate])), [true]);
+        assert_eq!(counts(&json!(null)), none);
     }
 }

@@ -63,6 +63,20 @@ async fn a_masked_column_is_shown_by_no_way_that_we_know() {
         ("select count(*) as n, count(*) from S.users where id < $1", json!([["2", "2"]])),
         ("; select count(*) from S.users; -- end", json!([["2"]])),
         (
+            "select count(*), name from S.users group by name order by 2 limit (select 1)",
+            json!([["1", "Ada"]]),
+        ),
+        // The plan tells of what is below by the first of it.
+        (
+            "select count(*) from S.users union select length(email) from S.users",
+            json!([[m], [m], [m]]),
+        ),
+        (
+            "select count(*) from S.users union all select length(email) from S.users \
+             limit (select count(*) from S.orders)",
+            json!([[m], [m]]),
+        ),
+        (
             "select name, count(*) from S.users group by name order by name",
             json!([["Ada", "1"], ["Bo", "1"]]),
         ),
