@@ -15,6 +15,7 @@ use sqlx::postgres::types::Oid;
 
 use super::described::Origin;
 use super::pattern::{ColumnPattern, TablePattern};
+use super::statement::Mode;
 use crate::error::{Code, Failure};
 
 /// What is shown in place of a masked value, NULL included.
@@ -112,9 +113,10 @@ impl Guard {
         self.mask.is_empty() && self.tables.is_none()
     }
 
-    /// Whether an error of the server may hold what is masked.
-    pub(super) fn withholds_errors(&self) -> bool {
-        !self.mask.is_empty()
+    /// Whether an error of the server may hold what is not shown: a statement that failed has given
+    /// up its locks, and cannot be looked at again. Who writes can make a function that tells.
+    pub(super) fn withholds_errors(&self, mode: Mode) -> bool {
+        !self.mask.is_empty() || (self.tables.is_some() && mode == Mode::Read)
     }
 
     /// Looks at what the statement that was just described reads.

@@ -142,7 +142,7 @@ impl Trouble {
     /// What the server says of a plan that it makes: it may have run a function for it.
     pub(super) fn of_planning(error: &sqlx::Error, guard: &Guard) -> Self {
         let trouble = Self::new(error, &[]);
-        match guard.withholds_errors() {
+        match guard.withholds_errors(Mode::Read) {
             true => Self { failure: trouble.failure.without_quotes(), ..trouble },
             false => trouble,
         }
@@ -216,7 +216,7 @@ impl Call<'_> {
         let fetched = self.fetch(connection, &plan, sink).await;
         drop(streaming);
         let Fetched { mut collector, affected_rows, after } =
-            fetched.map_err(|trouble| match guard.withholds_errors() {
+            fetched.map_err(|trouble| match guard.withholds_errors(self.mode) {
                 true => Trouble { failure: trouble.failure.without_quotes(), ..trouble },
                 false => trouble,
             })?;

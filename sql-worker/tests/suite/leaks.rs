@@ -3,9 +3,11 @@
 use std::sync::Arc;
 
 use credbroker_sql_worker::error::Code;
-use credbroker_sql_worker::sql::{ColumnPattern, Guard, Params, Policy, Pool, TablePattern};
+use credbroker_sql_worker::sql::{
+    ColumnPattern, Guard, Params, Policy, Pool, TablePattern, explain,
+};
 
-use crate::cluster::{Cluster, SETTINGS, rows, run};
+use crate::cluster::{Cluster, LIMITS, SETTINGS, rows, run};
 
 const SECRET: &str = "ada@example.com";
 
@@ -137,6 +139,51 @@ async fn an_error_while_planning_is_withheld() {
             gives_nothing(&pool, &sql.replace("STATE", state)).await;
         }
     }
+}
+
+/// A statement that fails has given up its locks, and the server's words quote what it read.
+#[tokio::test]
+async fn an_error_tells_nothing_of_a_table_that_is_not_offered() {
+    let cluster = Cluster::get();
+    prepare(
+        &cluster,
+        &[
+            "create schema said",
+            "create table said.users (id int4, email text)",
+            "insert into said.users select n, 'ada@example.com' from generate_series(1, 9) n",
+            "analyze said.users",
+            "create table said.orders (id int4)",
+            "insert into said.orders values (1)",
+            "create function said.tell() returns int4 stable language plpgsql as $$ begin \
+             raise exception '%', (select email from said.users limit 1); end $$",
+        ],
+    )
+    .await;
+    let offered = pool(&cluster, &[], Some(&["said.orders"]), Policy::default());
+    let open = cluster.read_only();
+    for sql in [
+        "select query_to_xml($$select set_config(email, 'x', true) from said.users$$, \
+         true, false, '')",
+        "select id, query_to_xml($$select email::regclass from said.users$$, true, false, '') \
+         from said.orders",
+        "select query_to_xml($$select set_config(most_common_vals::text, 'x', true) \
+         from pg_stats where schemaname = 'said' and attname = 'email'$$, true, false, '')",
+        "select said.tell()",
+        "explain select * from said.orders where id = said.tell()",
+    ] {
+        gives_nothing(&offered, sql).await;
+        // The control.
+        let failure = run(&open, sql, Params::None).await.unwrap_err();
+        assert!(failure.to_json().to_string().contains("ada@example"), "{sql}: {failure}");
+    }
+    let query = "select * from said.orders where id = said.tell()";
+    let failure = explain(offered.lease().await.unwrap(), query, &LIMITS).await.unwrap_err();
+    let text = failure.to_json().to_string();
+    assert!(!text.contains("example"), "{text}");
+    // What the server says before anything runs is of the statement itself.
+    let failure = run(&offered, "select idd from said.orders", Params::None).await.unwrap_err();
+    let text = failure.to_json().to_string();
+    assert!(text.contains("idd"), "{text}");
 }
 
 /// The server takes no lock for them.
