@@ -152,6 +152,7 @@ impl Guard {
         connection: &mut PgConnection,
         seen: &Inspected,
     ) -> Result<(), Error> {
+        names_as_they_are(connection).await?;
         let used = uses(connection).await?.since(&seen.before);
         let touched = touched(connection, &used).await?;
         self.check_tables(&touched)?;
@@ -192,6 +193,7 @@ impl Guard {
         connection: &mut PgConnection,
         before: Option<&Uses>,
     ) -> Result<Uses, Error> {
+        names_as_they_are(connection).await?;
         let now = uses(connection).await?;
         let used = before.map(|before| now.since(before)).unwrap_or_default();
         let touched = touched(connection, &used).await?;
@@ -297,6 +299,13 @@ impl From<Failure> for Error {
     fn from(failure: Failure) -> Self {
         Self::Refused(failure)
     }
+}
+
+/// A statement can set how the server writes texts, and a name in another encoding may be another
+/// one in ours.
+async fn names_as_they_are(connection: &mut PgConnection) -> Result<(), Error> {
+    let set = sqlx::raw_sql("set local client_encoding to 'UTF8'").execute(connection).await;
+    set.map(|_done| ()).map_err(Error::Server)
 }
 
 async fn uses(connection: &mut PgConnection) -> Result<Uses, Error> {

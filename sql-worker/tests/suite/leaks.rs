@@ -111,6 +111,29 @@ async fn a_mask_of_a_child_holds_when_the_parent_is_read() {
     }
 }
 
+/// In EUC_KR, the name has the bytes that another one has in UTF-8.
+#[tokio::test]
+async fn a_name_is_the_same_in_every_encoding() {
+    let cluster = Cluster::get();
+    prepare(
+        &cluster,
+        &[
+            "create schema coded",
+            "create table coded.\u{c9d5} (email text)",
+            "insert into coded.\u{c9d5} values ('ada@example.com')",
+        ],
+    )
+    .await;
+    let pool = pool(&cluster, &["coded.\u{c9d5}.email"], None, Policy::default());
+    let sql = "select set_config('client_encoding', 'EUC_KR', true), \
+               query_to_xml('select email from coded.\u{c9d5}', true, false, '')";
+    let failure = run(&pool, sql, Params::None).await.unwrap_err();
+    assert_eq!(failure.code(), Code::AccessDenied, "{failure}");
+    // The control.
+    let open = rows(run(&cluster.read_only(), sql, Params::None).await.unwrap());
+    assert!(open[0].to_string().contains(SECRET), "{open:?}");
+}
+
 /// The planner runs immutable functions, and what they say is an error of the server's.
 #[tokio::test]
 async fn an_error_while_planning_is_withheld() {
