@@ -41,13 +41,11 @@ impl Described {
     /// (`pg_node_tree`). The server's answer was overheard then, and its types are looked up here.
     pub(super) async fn ask(session: &mut Session, sql: String) -> Result<Self, Trouble> {
         let Session { connection, overheard } = session;
-        // Else what fails before the server describes it would be taken for the one before.
-        overheard.forget();
         let error = match prepare(connection, sql, &[]).await {
             Ok(statement) => return Ok(Self::from(statement)),
             Err(error) => error,
         };
-        match (&error, overheard.description()) {
+        match (&error, overheard.take_description()) {
             (sqlx::Error::ColumnDecode { .. }, Some(description)) => {
                 Ok(Self::look_up(connection, description).await?)
             }
@@ -65,8 +63,8 @@ impl Described {
         description: Description,
     ) -> Result<Self, sqlx::Error> {
         let Description { parameters, columns } = description;
-        let columns_types = columns.iter().map(|column| column.type_oid);
-        let oids: Vec<u32> = columns_types.chain(parameters.iter().copied()).collect();
+        let of_columns = columns.iter().map(|column| column.type_oid);
+        let oids: Vec<u32> = of_columns.chain(parameters.iter().copied()).collect();
         let known = Known::ask(connection, &oids).await?;
         let columns = columns.into_iter().map(|Field { name, origin, type_oid }| DescribedColumn {
             name,

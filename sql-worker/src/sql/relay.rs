@@ -4,9 +4,10 @@
 //! sqlx takes a message whole before anybody sees any of it, and PostgreSQL sends up to a gigabyte
 //! in one: a row, an error, a notice. What the worker asks for itself, sqlx takes whole too, rows
 //! and all. So both are measured here, and both ends are closed where one is too long, before it is
-//! taken in. And sqlx shows a description only if it knows the kind of
-//! every type in it. sqlx connects by name only: it gets one in the abstract namespace (man
-//! unix(7)), random, for one connection, and this process alone is let in by it.
+//! taken in. And sqlx shows a description only if it knows the kind of every type in it.
+//!
+//! sqlx connects by name only: it gets one in the abstract namespace (man unix(7)), random, for one
+//! connection, and this process alone is let in by it.
 
 mod description;
 mod frames;
@@ -52,6 +53,8 @@ pub(super) struct Streaming(Overheard);
 
 impl Drop for Streaming {
     fn drop(&mut self) {
+        // What was taken counts no more: a notice may come before anything else is asked.
+        self.0.asked();
         self.0.0.streams.store(false, Ordering::Release);
     }
 }
@@ -80,17 +83,12 @@ impl Overheard {
             || before.saturating_add(more) <= longest.saturating_add(LONGEST_ANSWER)
     }
 
-    /// What the server said of the statement that it described last.
-    pub(super) fn description(&self) -> Option<Description> {
-        match &*self.last() {
-            Last::Whole(description) => Some(description.clone()),
+    /// Takes what the server said of the statement that it described last.
+    pub(super) fn take_description(&self) -> Option<Description> {
+        match std::mem::take(&mut *self.last()) {
+            Last::Whole(description) => Some(description),
             Last::None | Last::Parameters(_) => None,
         }
-    }
-
-    /// Leaves nothing to be heard again of what was described before.
-    pub(super) fn forget(&self) {
-        *self.last() = Last::None;
     }
 
     fn last(&self) -> MutexGuard<'_, Last> {
@@ -190,7 +188,7 @@ async fn receive(
             return Ok(Received::All);
         }
         // Before it goes on: who has read the answer finds what was said.
-        let hear = |kind, body: &[u8]| overheard.last().hear(kind, body);
+        let hear = |kind, body: Option<&[u8]>| overheard.last().hear(kind, body);
         let Some(begun) = frames.follow(bytes, longest, description::MESSAGES, hear) else {
             return Ok(Received::TooLong);
         };
@@ -265,7 +263,7 @@ mod tests {
         assert!(overheard.overlong());
     }
 
-    /// One that is too long to be kept leaves the one before, which is another statement's.
+    /// One that is too long to be kept does not leave the one before, which is another statement's.
     #[tokio::test]
     async fn a_description_that_is_not_kept_is_not_the_last_one() {
         let (mut door, mut server) = UnixStream::pair().unwrap();
@@ -283,13 +281,13 @@ mod tests {
             }
         };
         hear(b"t\0\0\0\x06\0\0n\0\0\0\x04", &mut door).await;
-        assert_eq!(overheard.description(), Some(Description::default()));
+        assert_eq!(overheard.take_description(), Some(Description::default()));
+        hear(b"t\0\0\0\x06\0\0n\0\0\0\x04", &mut door).await;
         let mut long = message(frames::KEPT + 1);
         *long.first_mut().unwrap() = b't';
         long.extend(b"n\0\0\0\x04");
-        overheard.forget();
         hear(&long, &mut door).await;
-        assert_eq!(overheard.description(), None);
+        assert_eq!(overheard.take_description(), None);
     }
 
     #[tokio::test]

@@ -101,8 +101,8 @@ impl Rest<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::lexer::tokens;
     use super::*;
+    use crate::sql::lexer::tokens;
 
     #[test]
     fn the_main_query_is_found() {

@@ -171,6 +171,18 @@ pub(crate) async fn run(pool: &Pool, sql: &str, params: Params) -> Result<Answer
     run_within(pool, sql, params, Format::Json, &LIMITS).await
 }
 
+/// As [`run`], of what is to succeed.
+pub(crate) async fn succeed(pool: &Pool, sql: &str, params: Params) -> Answer {
+    run(pool, sql, params).await.unwrap_or_else(|failure| panic!("{sql}: {failure}"))
+}
+
+/// Runs what is to succeed, one after another.
+pub(crate) async fn prepare(pool: &Pool, statements: &[&str]) {
+    for sql in statements {
+        succeed(pool, sql, Params::None).await;
+    }
+}
+
 pub(crate) async fn run_within(
     pool: &Pool,
     sql: &str,

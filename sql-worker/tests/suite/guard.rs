@@ -8,7 +8,7 @@ use credbroker_sql_worker::sql::{
 };
 use serde_json::json;
 
-use crate::cluster::{Cluster, LIMITS, SETTINGS, rows, run, run_within};
+use crate::cluster::{Cluster, LIMITS, SETTINGS, prepare, rows, run, run_within, succeed};
 use crate::mcp::Client;
 
 const SECRET: &str = "ada@example.com";
@@ -32,7 +32,7 @@ async fn schema(cluster: &Cluster, name: &str) {
     ] {
         let sql =
             sql.replace("S.", &format!("{name}.")).replace("schema S", &format!("schema {name}"));
-        run(&pool, &sql, Params::None).await.unwrap_or_else(|failure| panic!("{sql}: {failure}"));
+        succeed(&pool, &sql, Params::None).await;
     }
 }
 
@@ -111,8 +111,7 @@ async fn a_masked_column_is_shown_by_no_way_that_we_know() {
     for (sql, expected) in shown {
         let params = if sql.contains("$1") { Params::List(vec![json!(9)]) } else { Params::None };
         let sql = sql.replace("S.", "masks.");
-        let answer = run(&pool, &sql, params).await;
-        let answer = answer.unwrap_or_else(|failure| panic!("{sql}: {failure}"));
+        let answer = succeed(&pool, &sql, params).await;
         let Answer::Rows(set) = &answer else { panic!("{sql}") };
         let masked: Vec<bool> = set.columns.iter().map(|column| column.masked).collect();
         let rows = json!(rows(answer));
@@ -163,15 +162,17 @@ async fn a_masked_column_is_shown_by_no_way_that_we_know() {
 async fn masks_hold_beside_types_that_the_driver_does_not_know() {
     let cluster = Cluster::get();
     let owner = cluster.pool();
-    for sql in [
-        "create schema away",
-        "create table away.stays (id int4, guest text, nights datemultirange)",
-        "create table away.rooms (id int4, free datemultirange)",
-        "insert into away.stays values (1, 'ada@example.com', '{[2024-01-01,2024-01-03)}')",
-        "insert into away.rooms values (1, '{[2024-02-01,2024-03-01)}')",
-    ] {
-        run(&owner, sql, Params::None).await.unwrap_or_else(|failure| panic!("{sql}: {failure}"));
-    }
+    prepare(
+        &owner,
+        &[
+            "create schema away",
+            "create table away.stays (id int4, guest text, nights datemultirange)",
+            "create table away.rooms (id int4, free datemultirange)",
+            "insert into away.stays values (1, 'ada@example.com', '{[2024-01-01,2024-01-03)}')",
+            "insert into away.rooms values (1, '{[2024-02-01,2024-03-01)}')",
+        ],
+    )
+    .await;
     let (m, nights) = ("[masked]", "{[2024-01-01,2024-01-03)}");
     let offered = ["away.stays".to_owned()];
     let by = |mask: &str| pool(&cluster, &[mask.to_owned()], Some(&offered));
@@ -193,8 +194,7 @@ async fn masks_hold_beside_types_that_the_driver_does_not_know() {
     for (mask, sql, expected) in cases {
         let params =
             if sql.contains("$1") { Params::List(vec![json!("{}")]) } else { Params::None };
-        let answer = run(&by(mask), sql, params).await;
-        let answer = answer.unwrap_or_else(|failure| panic!("{sql}: {failure}"));
+        let answer = succeed(&by(mask), sql, params).await;
         assert_eq!(json!(rows(answer)), expected, "{sql}");
     }
     for sql in [
@@ -220,17 +220,16 @@ async fn masks_hold_for_the_statement_that_runs() {
     let begin = "select u.email, E'x'\n'\\'' as t from whole.users u -- ' ;";
     for rest in ["\n (id, email, name)", " /*\n (id, email, name) -- */"] {
         let sql = format!("{begin}{rest} order by id");
-        let answer = run(&pool, &sql, Params::None).await;
-        let answer = answer.unwrap_or_else(|failure| panic!("{sql}: {failure}"));
+        let answer = succeed(&pool, &sql, Params::None).await;
         assert_eq!(rows(answer), [json!(["Ada", "[masked]"]), json!(["Bo", "[masked]"])], "{sql}");
     }
     // Nor is a backslash what it was before PostgreSQL 9.1, whatever the role's settings say.
     let root = cluster.superuser();
-    for sql in
-        ["create role quoter login", "alter role quoter set standard_conforming_strings = off"]
-    {
-        run(&root, sql, Params::None).await.unwrap_or_else(|failure| panic!("{sql}: {failure}"));
-    }
+    prepare(
+        &root,
+        &["create role quoter login", "alter role quoter set standard_conforming_strings = off"],
+    )
+    .await;
     let quoter = Pool::new(cluster.target_as("quoter"), SETTINGS);
     let answer = run(&quoter, r"select 'a\', ';'", Params::None).await.unwrap();
     assert_eq!(rows(answer), [json!(["a\\", ";"])]);
@@ -243,7 +242,7 @@ async fn a_statement_means_what_it_meant_when_it_was_looked_at() {
     let cluster = Cluster::get();
     schema(&cluster, "turned").await;
     let owner = cluster.pool();
-    for sql in [
+    prepare(&owner, &[
         "create table turned.spans (n int4, s int4multirange)",
         "insert into turned.spans values (1, '{[1,2)}')",
         "create function turned.liar() returns int4 immutable language plpgsql as \
@@ -259,9 +258,7 @@ async fn a_statement_means_what_it_meant_when_it_was_looked_at() {
          $$ begin return query execute 'select q.email from (' || sql || chr(10) || ') q'; end $$",
         "create function turned.recount() returns int8 language sql \
          set search_path = turned_count, pg_catalog as $$ select count(*) from turned.users $$",
-    ] {
-        run(&owner, sql, Params::None).await.unwrap_or_else(|failure| panic!("{sql}: {failure}"));
-    }
+    ]).await;
     let pool = pool(&cluster, &["turned.users.email".to_owned()], None);
     let m = "[masked]";
     // Read as it was looked at, `email` is another name of `name`; read again, it is the address.
@@ -279,8 +276,7 @@ async fn a_statement_means_what_it_meant_when_it_was_looked_at() {
         (turns(", s", "turned.spans, "), json!([["Ada", m, m, "{[1,2)}"]])),
         (counts.to_owned(), json!([[m, m]])),
     ] {
-        let answer = run(&pool, &sql, Params::None).await;
-        let answer = answer.unwrap_or_else(|failure| panic!("{sql}: {failure}"));
+        let answer = succeed(&pool, &sql, Params::None).await;
         assert_eq!(json!(rows(answer)), expected, "{sql}");
     }
     // The control: each means something else once it is read so.
@@ -326,7 +322,7 @@ async fn only_offered_tables_are_read() {
         "explain select * from S.orders",
     ] {
         let sql = sql.replace("S.", "offers.");
-        run(&pool, &sql, Params::None).await.unwrap_or_else(|failure| panic!("{sql}: {failure}"));
+        succeed(&pool, &sql, Params::None).await;
     }
     for sql in [
         "select name from S.users",
@@ -361,18 +357,20 @@ async fn there_is_no_plan_over_what_is_not_shown() {
     let cluster = Arc::clone(&client.broker.cluster);
     schema(&cluster, "plans").await;
     let pool = cluster.pool();
-    for sql in [
-        "create table plans.hidden (n int4)",
-        // Inlined by the planner, and run by it.
-        "create function plans.inlined() returns setof plans.users stable language sql as \
+    prepare(
+        &pool,
+        &[
+            "create table plans.hidden (n int4)",
+            // Inlined by the planner, and run by it.
+            "create function plans.inlined() returns setof plans.users stable language sql as \
          $$ select * from plans.users $$",
-        "create function plans.folded() returns text immutable language plpgsql as \
+            "create function plans.folded() returns text immutable language plpgsql as \
          $$ begin return (select email from plans.users where id = 1); end $$",
-        "create function plans.telling() returns int4 immutable language plpgsql as \
+            "create function plans.telling() returns int4 immutable language plpgsql as \
          $$ begin return (select email from plans.users where id = 1)::int4; end $$",
-    ] {
-        run(&pool, sql, Params::None).await.unwrap_or_else(|failure| panic!("{sql}: {failure}"));
-    }
+        ],
+    )
+    .await;
     let plan =
         json!({"database": "main_db", "query": "select total from plans.orders where id = $1"});
     let plan = client.call("explain_query", plan).await;
@@ -410,15 +408,13 @@ async fn only_offered_tables_are_described_and_masks_are_said() {
     let cluster = Arc::clone(&client.broker.cluster);
     schema(&cluster, "told").await;
     let pool = cluster.pool();
-    for sql in [
+    prepare(&pool, &[
         "create schema told_nothing",
         "create table told_nothing.t (n int4)",
         "create table told.hidden (n int4 primary key)",
         "alter table told.orders add hidden int4 references told.hidden",
         "alter table told.orders add constraint buyer foreign key (user_id) references told.users (id)",
-    ] {
-        run(&pool, sql, Params::None).await.unwrap_or_else(|failure| panic!("{sql}: {failure}"));
-    }
+    ]).await;
     let all = client.call("describe_schema", json!({"database": "main_db"})).await;
     assert_eq!(
         all["schemas"],

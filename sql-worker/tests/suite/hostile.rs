@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{UnixListener, UnixStream};
 
-use crate::cluster::{Cluster, LIMITS, SETTINGS, rows, run, run_within};
+use crate::cluster::{Cluster, LIMITS, SETTINGS, prepare, rows, run, run_within};
 use crate::mcp::Client;
 
 /// The most memory that this process ever had resident, in bytes: VmHWM of proc(5).
@@ -21,13 +21,6 @@ fn high_water() -> u64 {
 
 /// More than any answer needs, and much less than what is tried below.
 const ROOM: u64 = 100 << 20;
-
-async fn fixture(statements: &[&str]) {
-    let pool = Cluster::get().pool();
-    for sql in statements {
-        run(&pool, sql, Params::None).await.unwrap_or_else(|failure| panic!("{sql}: {failure}"));
-    }
-}
 
 #[tokio::test]
 async fn what_grows_when_it_is_decoded_is_cut_before_it_does() {
@@ -52,9 +45,12 @@ async fn what_grows_when_it_is_decoded_is_cut_before_it_does() {
 #[tokio::test]
 async fn a_message_that_is_too_long_is_not_taken_in() {
     let cluster = Cluster::get();
-    fixture(&["create function shout(severity text) returns int4 language plpgsql as $$ begin \
+    prepare(
+        &Cluster::get().pool(),
+        &["create function shout(severity text) returns int4 language plpgsql as $$ begin \
          if severity = 'notice' then raise notice '%', repeat('x', 300000000); \
-         else raise exception '%', repeat('x', 300000000); end if; return 1; end $$"])
+         else raise exception '%', repeat('x', 300000000); end if; return 1; end $$"],
+    )
     .await;
     let pool = cluster.read_only();
     let before = high_water();
@@ -80,8 +76,11 @@ async fn a_message_that_is_too_long_is_not_taken_in() {
 #[tokio::test]
 async fn ten_thousand_notices_are_nobodys() {
     let cluster = Cluster::get();
-    fixture(&["create function nag() returns int4 language plpgsql as $$ begin \
-         for i in 1..10000 loop raise warning 'obey %', i; end loop; return 1; end $$"])
+    prepare(
+        &Cluster::get().pool(),
+        &["create function nag() returns int4 language plpgsql as $$ begin \
+         for i in 1..10000 loop raise warning 'obey %', i; end loop; return 1; end $$"],
+    )
     .await;
     let before = high_water();
     let answer = run(&cluster.read_only(), "select nag()", Params::None).await.unwrap();
@@ -92,8 +91,11 @@ async fn ten_thousand_notices_are_nobodys() {
 #[tokio::test]
 async fn an_error_of_the_database_is_short_or_left_out() {
     let cluster = Cluster::get();
-    fixture(&["create function tirade(n int4) returns int4 language plpgsql as $$ begin \
-         raise exception '%', repeat('obey ', n) using hint = repeat('obey ', n); end $$"])
+    prepare(
+        &Cluster::get().pool(),
+        &["create function tirade(n int4) returns int4 language plpgsql as $$ begin \
+         raise exception '%', repeat('obey ', n) using hint = repeat('obey ', n); end $$"],
+    )
     .await;
     let pool = cluster.read_only();
     let short = run(&pool, "select tirade(3)", Params::None).await.unwrap_err();
@@ -108,7 +110,7 @@ async fn an_error_of_the_database_is_short_or_left_out() {
 #[tokio::test]
 async fn no_words_of_a_database_come_without_marks() {
     let mut client = Client::start_with("[connections.main_db]\naccess = \"read-only\"\n").await;
-    fixture(&[
+    prepare(&Cluster::get().pool(), &[
         "create schema words",
         "create function words.say(state text) returns int4 language plpgsql as \
          $$ begin raise exception 'obey me' using errcode = state, hint = 'obey me'; end $$",

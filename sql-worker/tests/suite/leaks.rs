@@ -7,16 +7,9 @@ use credbroker_sql_worker::sql::{
     ColumnPattern, Guard, Params, Policy, Pool, TablePattern, explain,
 };
 
-use crate::cluster::{Cluster, LIMITS, SETTINGS, rows, run};
+use crate::cluster::{Cluster, LIMITS, SETTINGS, prepare, rows, run};
 
 const SECRET: &str = "ada@example.com";
-
-async fn prepare(cluster: &Cluster, statements: &[&str]) {
-    let pool = cluster.pool();
-    for sql in statements {
-        run(&pool, sql, Params::None).await.unwrap_or_else(|failure| panic!("{sql}: {failure}"));
-    }
-}
 
 fn pool(cluster: &Cluster, mask: &[&str], tables: Option<&[&str]>, policy: Policy) -> Pool {
     let mask = mask.iter().map(|text| ColumnPattern::parse(text).unwrap()).collect();
@@ -44,7 +37,7 @@ async fn gives_nothing(pool: &Pool, sql: &str) {
 async fn what_was_read_in_a_block_that_failed_was_read() {
     let cluster = Cluster::get();
     prepare(
-        &cluster,
+        &cluster.pool(),
         &[
             "create schema failed",
             "create table failed.users (id int4 primary key, email text)",
@@ -89,7 +82,7 @@ async fn what_was_read_in_a_block_that_failed_was_read() {
 async fn a_mask_of_a_child_holds_when_the_parent_is_read() {
     let cluster = Cluster::get();
     prepare(
-        &cluster,
+        &cluster.pool(),
         &[
             "create schema kids",
             "create table kids.users (id int4, name text, email text) partition by range (id)",
@@ -116,7 +109,7 @@ async fn a_mask_of_a_child_holds_when_the_parent_is_read() {
 async fn a_name_is_the_same_in_every_encoding() {
     let cluster = Cluster::get();
     prepare(
-        &cluster,
+        &cluster.pool(),
         &[
             "create schema coded",
             "create table coded.\u{c9d5} (email text)",
@@ -139,7 +132,7 @@ async fn a_name_is_the_same_in_every_encoding() {
 async fn an_error_while_planning_is_withheld() {
     let cluster = Cluster::get();
     prepare(
-        &cluster,
+        &cluster.pool(),
         &[
             "create schema planned",
             "create table planned.users (id int4, email text)",
@@ -169,7 +162,7 @@ async fn an_error_while_planning_is_withheld() {
 async fn an_error_tells_nothing_of_a_table_that_is_not_offered() {
     let cluster = Cluster::get();
     prepare(
-        &cluster,
+        &cluster.pool(),
         &[
             "create schema said",
             "create table said.users (id int4, email text)",
@@ -214,7 +207,7 @@ async fn an_error_tells_nothing_of_a_table_that_is_not_offered() {
 async fn nothing_is_granted_on_a_table_that_is_not_offered() {
     let cluster = Cluster::get();
     prepare(
-        &cluster,
+        &cluster.pool(),
         &["create schema granted", "create table granted.a (n int4)", "create table granted.b ()"],
     )
     .await;
@@ -232,7 +225,7 @@ async fn nothing_is_granted_on_a_table_that_is_not_offered() {
 async fn what_runs_at_the_end_is_looked_at_too() {
     let cluster = Cluster::get();
     prepare(
-        &cluster,
+        &cluster.pool(),
         &[
             "create schema later",
             "create table later.users (email text)",

@@ -8,7 +8,7 @@ use credbroker_sql_worker::sql::{
 };
 use serde_json::json;
 
-use crate::cluster::{Cluster, LIMITS, SETTINGS, rows, run};
+use crate::cluster::{Cluster, LIMITS, SETTINGS, prepare, rows, run};
 
 #[tokio::test]
 async fn analytics_pass() {
@@ -161,16 +161,18 @@ async fn roles_that_no_transaction_confines_are_refused() {
 async fn a_write_runs_in_a_transaction_and_says_what_it_did() {
     let cluster = Cluster::get();
     let pool = cluster.pool();
-    for sql in [
-        "create table deferred (n int4 primary key, \
+    prepare(
+        &pool,
+        &[
+            "create table deferred (n int4 primary key, \
          other int4 references deferred deferrable initially deferred)",
-        "vacuum deferred",
-        "create index concurrently deferred_n on deferred (n)",
-        "create database made_alone",
-        "drop database made_alone",
-    ] {
-        run(&pool, sql, Params::None).await.unwrap_or_else(|failure| panic!("{sql}: {failure}"));
-    }
+            "vacuum deferred",
+            "create index concurrently deferred_n on deferred (n)",
+            "create database made_alone",
+            "drop database made_alone",
+        ],
+    )
+    .await;
     // What the commit refuses was not done.
     let sql = "insert into deferred values (1, 99)";
     let failure = run(&pool, sql, Params::None).await.unwrap_err();

@@ -1,24 +1,16 @@
 //! What a database holds, what it would do, and reading on: the tools that look.
 
-use credbroker_sql_worker::sql::Params;
 use serde_json::{Value, json};
 
-use crate::cluster::{Cluster, run};
+use crate::cluster::prepare;
 use crate::mcp::Client;
-
-async fn setup(cluster: &Cluster, statements: &[&str]) {
-    let pool = cluster.pool();
-    for sql in statements {
-        run(&pool, sql, Params::None).await.unwrap();
-    }
-}
 
 #[tokio::test]
 async fn a_schema_is_described_in_steps() {
     let mut client = Client::start().await;
     let cluster = client.broker.cluster.clone();
-    setup(
-        &cluster,
+    prepare(
+        &cluster.pool(),
         &[
             "create schema shop",
             "create table shop.customers (id int8 generated always as identity primary key, \
@@ -146,7 +138,7 @@ async fn nobody_elses_operators_are_run() {
         }
     }
     let block = format!("do $do$ begin {}; end $do$", traps.join("; "));
-    setup(&client.broker.cluster.clone(), &[&block]).await;
+    prepare(&client.broker.cluster.pool(), &[&block]).await;
     for extra in [("pattern", "*"), ("pattern", "public.*"), ("table", "trapped")] {
         let arguments = json!({"database": "main_db", extra.0: extra.1});
         let described = client.call("describe_schema", arguments).await;
@@ -167,7 +159,8 @@ async fn a_long_list_says_that_it_is_cut() {
                 execute format('create table crowd.t%s (a int)', i); end loop; end $$";
     let columns: Vec<String> = (0..310).map(|number| format!("c{number} int")).collect();
     let wide = format!("create table crowd_wide.t ({})", columns.join(", "));
-    setup(&cluster, &["create schema crowd", "create schema crowd_wide", many, &wide]).await;
+    prepare(&cluster.pool(), &["create schema crowd", "create schema crowd_wide", many, &wide])
+        .await;
     let all = client.call("describe_schema", json!({"database": "main_db"})).await;
     let names = |schema: &Value| schema["tables"].as_array().unwrap().len();
     let schemas = all["schemas"].as_array().unwrap();
@@ -188,8 +181,8 @@ async fn a_long_list_says_that_it_is_cut() {
 async fn plans_need_no_values_and_run_nothing() {
     let mut client = Client::start().await;
     let cluster = client.broker.cluster.clone();
-    setup(
-        &cluster,
+    prepare(
+        &cluster.pool(),
         &[
             "create table planned (id int4 primary key, note text)",
             "insert into planned select i, 'n' from generate_series(1, 10000) i",
@@ -223,8 +216,8 @@ async fn plans_need_no_values_and_run_nothing() {
         assert_eq!(refused["error"]["code"], code, "{query}: {refused}");
     }
     // A function that claims to be immutable is run by the planner, and can change nothing.
-    setup(
-        &cluster,
+    prepare(
+        &cluster.pool(),
         &[
             "create function eraser() returns int4 language plpgsql volatile as \
              $$ begin delete from planned; return 1; end $$",
@@ -338,7 +331,7 @@ async fn a_cut_query_is_read_on_page_by_page() {
 #[tokio::test]
 async fn what_cannot_be_read_on_has_no_cursor() {
     let mut client = Client::start_with("[defaults]\naccess = \"read-write\"\n").await;
-    setup(&client.broker.cluster.clone(), &["create table not_paged (n int4)"]).await;
+    prepare(&client.broker.cluster.pool(), &["create table not_paged (n int4)"]).await;
     for sql in [
         "show all",
         "explain (costs off) select * from pg_class a join pg_class b using (oid)",
@@ -355,8 +348,8 @@ async fn what_cannot_be_read_on_has_no_cursor() {
 #[tokio::test]
 async fn reading_on_changes_nothing() {
     let mut client = Client::start_with("[defaults]\naccess = \"read-write\"\n").await;
-    setup(
-        &client.broker.cluster.clone(),
+    prepare(
+        &client.broker.cluster.pool(),
         &[
             "create table read_on (n int4)",
             "create function read_on(n int4) returns int4 language sql as \
@@ -405,8 +398,8 @@ async fn connections_tell_their_access() {
 #[tokio::test]
 async fn schemas_are_resources() {
     let mut client = Client::start().await;
-    setup(
-        &client.broker.cluster.clone(),
+    prepare(
+        &client.broker.cluster.pool(),
         &["create schema \"re source\"", "create table \"re source\".\"a/b\" (n int4)"],
     )
     .await;
@@ -466,7 +459,7 @@ async fn what_is_not_offered_is_neither_described_nor_planned() {
         "create table told.orders (id int4)",
         "create table told.hidden (id int4)",
     ];
-    setup(&client.broker.cluster.clone(), &tables).await;
+    prepare(&client.broker.cluster.pool(), &tables).await;
     let ask = |what: Value| {
         let mut arguments = json!({"database": "main_db"});
         arguments.as_object_mut().unwrap().extend(what.as_object().unwrap().clone());

@@ -3,7 +3,7 @@
 use credbroker_sql_worker::sql::{Answer, Params};
 use serde_json::{Value, json};
 
-use crate::cluster::{Cluster, run};
+use crate::cluster::{Cluster, prepare, run, succeed};
 
 /// Type and value of `select EXPRESSION`.
 async fn one(cluster: &Cluster, expression: &str) -> (String, Value) {
@@ -138,14 +138,12 @@ async fn what_has_no_codec_comes_as_text_and_runs_once() {
 async fn a_list_of_changes_comes_as_text_and_runs_once() {
     let cluster = Cluster::get();
     let pool = cluster.pool();
-    for sql in [
+    prepare(&pool, &[
         "create sequence steps",
         "create table q (n int4 default nextval('steps'), p point, h int4multirange)",
         "create table \"old q\" (like q)",
         "insert into q (p, h) values ('(1,2)', '{[1,3),[5,8)}'), ('(3,4)', '{}'), ('(5,6)', null)",
-    ] {
-        run(&pool, sql, Params::None).await.unwrap_or_else(|failure| panic!("{sql}: {failure}"));
-    }
+    ]).await;
     let gone = "with gone as (delete from q where n = :n returning *) -- gone\n\
                 select h, p, nextval('steps') from gone -- end";
     let moved = "with recursive gone as (delete from q where n <> :n returning *), \
@@ -175,12 +173,14 @@ async fn a_list_of_changes_comes_as_text_and_runs_once() {
 async fn enums_and_domains() {
     let cluster = Cluster::get();
     let pool = cluster.pool();
-    for sql in [
-        "create type mood as enum ('happy', 'so so')",
-        "create domain positive as int4 check (value > 0)",
-    ] {
-        run(&pool, sql, Params::None).await.unwrap();
-    }
+    prepare(
+        &pool,
+        &[
+            "create type mood as enum ('happy', 'so so')",
+            "create domain positive as int4 check (value > 0)",
+        ],
+    )
+    .await;
     assert_eq!(one(&cluster, "'so so'::mood").await, ("mood".into(), json!("so so")));
     assert_eq!(one(&cluster, "array['happy']::mood[]").await, ("mood[]".into(), json!(["happy"])));
     assert_eq!(one(&cluster, "array[5]::positive[]").await.1, json!([5]));
@@ -327,27 +327,29 @@ const TYPES: &[(&str, &[&str])] = &[
 async fn fifty_types_round_trip() {
     let cluster = Cluster::get();
     let root = cluster.superuser();
-    for sql in [
-        "create type mood_ as enum ('happy', 'so so')",
-        "create domain positive_ as int4 check (value > 0)",
-        "create domain bytes_ as bytea",
-        "create domain days_ as date",
-        "create type pair_ as (n int4, t text)",
-        "create type nested_ as (p pair_, a int4[])",
-        "create type floats_ as range (subtype = float8, multirange_type_name = floatses_)",
-        "create domain holes_ as int4multirange check (not value @> 4)",
-        "create domain many_holes_ as int4multirange[]",
-        "create type holed_ as (n int4, h int4multirange)",
-        "create extension citext",
-        "create extension hstore",
-        "create extension ltree",
-        "create extension cube",
-        "create extension seg",
-        "create extension isn",
-        "create extension lo",
-    ] {
-        run(&root, sql, Params::None).await.unwrap_or_else(|failure| panic!("{sql}: {failure}"));
-    }
+    prepare(
+        &root,
+        &[
+            "create type mood_ as enum ('happy', 'so so')",
+            "create domain positive_ as int4 check (value > 0)",
+            "create domain bytes_ as bytea",
+            "create domain days_ as date",
+            "create type pair_ as (n int4, t text)",
+            "create type nested_ as (p pair_, a int4[])",
+            "create type floats_ as range (subtype = float8, multirange_type_name = floatses_)",
+            "create domain holes_ as int4multirange check (not value @> 4)",
+            "create domain many_holes_ as int4multirange[]",
+            "create type holed_ as (n int4, h int4multirange)",
+            "create extension citext",
+            "create extension hstore",
+            "create extension ltree",
+            "create extension cube",
+            "create extension seg",
+            "create extension isn",
+            "create extension lo",
+        ],
+    )
+    .await;
     let pool = cluster.read_only();
     let mut values = 0;
     for (type_name, literals) in TYPES {
@@ -358,8 +360,7 @@ async fn fifty_types_round_trip() {
             let quoted = literal
                 .map_or("null".to_owned(), |literal| format!("'{}'", literal.replace('\'', "''")));
             let sql = format!("select {quoted}::{type_name}, 1");
-            let answer = run(&pool, &sql, Params::None).await;
-            let answer = answer.unwrap_or_else(|failure| panic!("{sql}: {failure}"));
+            let answer = succeed(&pool, &sql, Params::None).await;
             let cell = crate::cluster::rows(answer)[0][0].clone();
             assert_eq!(cell.is_null(), literal.is_none(), "{sql}: {cell}");
             let sql = format!(
@@ -381,15 +382,17 @@ async fn fifty_types_round_trip() {
 async fn a_call_whose_result_has_no_codec_is_not_made() {
     let cluster = Cluster::get();
     let pool = cluster.pool();
-    for sql in [
-        "create sequence calls",
-        "create procedure turn(inout p point, inout n int4) language plpgsql as \
+    prepare(
+        &pool,
+        &[
+            "create sequence calls",
+            "create procedure turn(inout p point, inout n int4) language plpgsql as \
          $$ begin n := nextval('calls'); end $$",
-        "create procedure count_up(inout n int4) language plpgsql as \
+            "create procedure count_up(inout n int4) language plpgsql as \
          $$ begin n := nextval('calls'); end $$",
-    ] {
-        run(&pool, sql, Params::None).await.unwrap_or_else(|failure| panic!("{sql}: {failure}"));
-    }
+        ],
+    )
+    .await;
     let failure = run(&pool, "call turn('(1,2)', 0)", Params::None).await.unwrap_err();
     assert_eq!(failure.code().as_str(), "UNSUPPORTED");
     assert!(failure.hint().is_some_and(|hint| hint.contains("must be text")), "{failure:?}");
@@ -410,8 +413,7 @@ async fn every_built_in_type_is_a_column_and_a_parameter() {
     for row in &names {
         let name = row[0].as_str().unwrap();
         let sql = format!("select null::{name}, $1::{name} is null, $1::{name}");
-        let answer = run(&pool, &sql, Params::List(vec![json!(null)])).await;
-        let answer = answer.unwrap_or_else(|failure| panic!("{sql}: {failure}"));
+        let answer = succeed(&pool, &sql, Params::List(vec![json!(null)])).await;
         let Answer::Rows(set) = &answer else { panic!("no rows: {sql}") };
         shown.push(set.columns[0].type_name.clone());
         assert_eq!(crate::cluster::rows(answer), [json!([null, true, null])], "{sql}");
@@ -431,15 +433,17 @@ async fn every_built_in_type_is_a_column_and_a_parameter() {
 async fn what_is_internal_comes_as_its_text() {
     let cluster = Cluster::get();
     let root = cluster.superuser();
-    for sql in [
-        "create table kept (a int4 default 40 + 2, b int4, h int4multirange)",
-        "insert into kept select n % 10, n % 10, int4multirange(int4range(n, n + 1)) \
+    prepare(
+        &root,
+        &[
+            "create table kept (a int4 default 40 + 2, b int4, h int4multirange)",
+            "insert into kept select n % 10, n % 10, int4multirange(int4range(n, n + 1)) \
          from generate_series(1, 1000) n",
-        "create statistics kept_s (ndistinct, dependencies, mcv) on a, b from kept",
-        "analyze kept",
-    ] {
-        run(&root, sql, Params::None).await.unwrap_or_else(|failure| panic!("{sql}: {failure}"));
-    }
+            "create statistics kept_s (ndistinct, dependencies, mcv) on a, b from kept",
+            "analyze kept",
+        ],
+    )
+    .await;
     let wanted = [
         ("adbin", "pg_node_tree", "pg_attrdef where adrelid = 'kept'::regclass"),
         ("n_distinct", "pg_ndistinct", "pg_stats_ext where statistics_name = 'kept_s'"),
@@ -451,8 +455,7 @@ async fn what_is_internal_comes_as_its_text() {
     ];
     for (what, type_name, from) in wanted {
         let sql = format!("select {what}, ({what})::text from {from} order by 2 limit 1");
-        let answer = run(&root, &sql, Params::None).await;
-        let answer = answer.unwrap_or_else(|failure| panic!("{sql}: {failure}"));
+        let answer = succeed(&root, &sql, Params::None).await;
         let Answer::Rows(set) = &answer else { panic!("no rows: {sql}") };
         assert_eq!(set.columns[0].type_name, type_name, "{sql}");
         let rows = crate::cluster::rows(answer);
@@ -466,12 +469,14 @@ async fn what_is_internal_comes_as_its_text() {
 async fn multiranges_are_written_and_read_once() {
     let cluster = Cluster::get();
     let pool = cluster.pool();
-    for sql in [
-        "create sequence told",
-        "create table holes (n int4, h int4multirange, at int8 default nextval('told'))",
-    ] {
-        run(&pool, sql, Params::None).await.unwrap();
-    }
+    prepare(
+        &pool,
+        &[
+            "create sequence told",
+            "create table holes (n int4, h int4multirange, at int8 default nextval('told'))",
+        ],
+    )
+    .await;
     let holes = [json!("{[1,3),[5,8)}"), json!("{}"), json!(null)];
     for (n, hole) in holes.iter().enumerate() {
         let sql = "insert into holes (n, h) values ($1, $2) returning *, $2 is null, array[h]";
@@ -512,13 +517,15 @@ async fn multiranges_are_written_and_read_once() {
 async fn a_value_is_written_as_the_server_writes_it() {
     let cluster = Cluster::get();
     let owner = cluster.pool();
-    for sql in [
-        "create type forged as (n int4, t text)",
-        "create function forge(forged) returns text language sql return 'forged'",
-        "create cast (forged as text) with function forge(forged) as assignment",
-    ] {
-        run(&owner, sql, Params::None).await.unwrap_or_else(|failure| panic!("{sql}: {failure}"));
-    }
+    prepare(
+        &owner,
+        &[
+            "create type forged as (n int4, t text)",
+            "create function forge(forged) returns text language sql return 'forged'",
+            "create cast (forged as text) with function forge(forged) as assignment",
+        ],
+    )
+    .await;
     let sql = "select row(1, 'a')::forged, row(null, null)::forged, null::forged, \
                array[row(1, 'a')::forged], row(1, 'a')::forged::text";
     let answer = run(&cluster.read_only(), sql, Params::None).await.unwrap();
@@ -531,7 +538,7 @@ async fn a_value_is_written_as_the_server_writes_it() {
 async fn a_type_is_the_same_beside_one_that_the_driver_does_not_know() {
     let cluster = Cluster::get();
     let root = cluster.superuser();
-    for sql in [
+    prepare(&root, &[
         "create schema beside authorization app",
         "create type beside.\"Mood?\" as enum ('ok')",
         "create domain beside.moods as beside.\"Mood?\"[]",
@@ -539,9 +546,7 @@ async fn a_type_is_the_same_beside_one_that_the_driver_does_not_know() {
         "create domain beside.smaller as beside.small",
         "create type beside.pair as (n int4, m beside.moods)",
         "create type beside.spans as range (subtype = float8, multirange_type_name = beside.gaps)",
-    ] {
-        run(&root, sql, Params::None).await.unwrap_or_else(|failure| panic!("{sql}: {failure}"));
-    }
+    ]).await;
     let pool = cluster.read_only();
     for value in [
         "array['ok'::beside.\"Mood?\", null]",
@@ -559,8 +564,7 @@ async fn a_type_is_the_same_beside_one_that_the_driver_does_not_know() {
         let mut seen = Vec::new();
         for beside in ["", ", null::int4multirange"] {
             let sql = format!("select {value}{beside}");
-            let answer = run(&pool, &sql, Params::None).await;
-            let answer = answer.unwrap_or_else(|failure| panic!("{sql}: {failure}"));
+            let answer = succeed(&pool, &sql, Params::None).await;
             let Answer::Rows(set) = &answer else { panic!("no rows: {sql}") };
             let type_name = set.columns[0].type_name.clone();
             seen.push((type_name, crate::cluster::rows(answer)[0][0].clone()));

@@ -4,12 +4,12 @@
 use sqlx::Arguments as _;
 use sqlx::postgres::{PgArguments, PgConnection, PgStatement, PgTypeInfo};
 
-use super::super::described::prepare;
-use super::super::params::{Bound, to_text};
-use super::super::postgres::Trouble;
-use super::super::types::{ParamType, Type};
 use super::TEXT;
 use crate::error::Failure;
+use crate::sql::described::prepare;
+use crate::sql::params::{Bound, to_text};
+use crate::sql::postgres::Trouble;
+use crate::sql::types::{ParamType, Type};
 
 /// The values of a statement's parameters, and what each is cast to.
 #[derive(Debug)]

@@ -1,8 +1,8 @@
 //! A statement inside of another one, which bounds its rows, or gives columns as text.
 
-use super::super::params::Bound;
-use super::super::statement::Statement;
-use super::super::value::Codec;
+use crate::sql::params::Bound;
+use crate::sql::statement::Statement;
+use crate::sql::value::Codec;
 
 /// Beside the caller's own WITH queries, where a table may have the name of none of them.
 const WITH_NAME: &str = "credbroker_result";

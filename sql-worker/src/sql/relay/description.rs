@@ -40,17 +40,17 @@ pub(super) enum Last {
 }
 
 impl Last {
-    /// Takes one of [`MESSAGES`]. Columns count behind parameters only: those of a simple query
-    /// describe what is run.
-    pub(super) fn hear(&mut self, kind: u8, body: &[u8]) {
+    /// Takes one of [`MESSAGES`], without its body if that was too long to be kept. Columns count
+    /// behind parameters only: those of a simple query describe what is run.
+    pub(super) fn hear(&mut self, kind: u8, body: Option<&[u8]>) {
         match (kind, std::mem::take(self)) {
             (PARAMETERS, _) => {
-                if let Some(parameters) = parameters(body) {
+                if let Some(parameters) = body.and_then(parameters) {
                     *self = Self::Parameters(parameters);
                 }
             }
             (COLUMNS, Self::Parameters(parameters)) => {
-                if let Some(columns) = columns(body) {
+                if let Some(columns) = body.and_then(columns) {
                     *self = Self::Whole(Description { parameters, columns });
                 }
             }
@@ -149,7 +149,7 @@ mod tests {
     fn heard(messages: &[(u8, &[u8])]) -> Option<Description> {
         let mut last = Last::default();
         for (kind, body) in messages {
-            last.hear(*kind, body);
+            last.hear(*kind, Some(body));
         }
         match last {
             Last::Whole(description) => Some(description),
@@ -223,7 +223,7 @@ mod tests {
         ) {
             let mut last = Last::default();
             for (kind, body) in &messages {
-                last.hear(MESSAGES[*kind], body);
+                last.hear(MESSAGES[*kind], Some(body));
             }
         }
     }

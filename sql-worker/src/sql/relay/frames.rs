@@ -6,7 +6,7 @@ const LENGTH: usize = 4;
 /// Type and length.
 pub(super) const HEAD: usize = 1 + LENGTH;
 /// Bytes of a body that is kept: more than any description has, of 1664 columns or of 65535
-/// parameters.
+/// parameters. Of a longer one nothing is.
 pub(super) const KEPT: usize = 512 << 10;
 
 /// Where in a stream of messages one stands.
@@ -23,18 +23,20 @@ pub(super) struct Frames {
 #[derive(Debug)]
 struct Kept {
     kind: u8,
-    body: Vec<u8>,
+    /// `None` where it is too long.
+    body: Option<Vec<u8>>,
 }
 
 impl Frames {
     /// How many messages begin in `bytes`; `None` if one has more than `longest`. Those of the types
-    /// `wanted` are given to `hear` once they are whole, with the type first.
+    /// `wanted` are given to `hear` once they are whole: the type, and the body unless that is too
+    /// long to be kept.
     pub(super) fn follow(
         &mut self,
         mut bytes: &[u8],
         longest: usize,
         wanted: &[u8],
-        mut hear: impl FnMut(u8, &[u8]),
+        mut hear: impl FnMut(u8, Option<&[u8]>),
     ) -> Option<usize> {
         let mut begun = 0;
         while !bytes.is_empty() {
@@ -46,8 +48,8 @@ impl Frames {
             bytes = rest;
             if of_body {
                 self.body -= taken.len();
-                if let Some(kept) = &mut self.kept {
-                    kept.body.extend_from_slice(taken);
+                if let Some(Kept { body: Some(body), .. }) = &mut self.kept {
+                    body.extend_from_slice(taken);
                 }
             } else {
                 self.head.extend_from_slice(taken);
@@ -59,14 +61,14 @@ impl Frames {
                     Some(_) | None => return None,
                 }
                 begun += 1;
-                let keep = wanted.contains(kind) && self.body <= KEPT;
-                self.kept = keep.then(|| Kept { kind: *kind, body: Vec::new() });
+                let body = (self.body <= KEPT).then(Vec::new);
+                self.kept = wanted.contains(kind).then_some(Kept { kind: *kind, body });
                 self.head.clear();
             }
             if self.body == 0
                 && let Some(Kept { kind, body }) = self.kept.take()
             {
-                hear(kind, &body);
+                hear(kind, body.as_deref());
             }
         }
         Some(begun)
@@ -98,13 +100,13 @@ mod tests {
     #[test]
     fn what_is_too_long_for_a_description_is_not_kept() {
         let heard = |length: usize| {
-            let mut heard = 0;
-            let stream = message(b'T', length);
-            let begun = Frames::default().follow(&stream, 1 << 20, b"T", |_, _| heard += 1);
+            let mut heard = None;
+            let hear = |_kind, body: Option<&[u8]>| heard = Some(body.map(<[u8]>::len));
+            let begun = Frames::default().follow(&message(b'T', length), 1 << 20, b"T", hear);
             assert_eq!(begun, Some(1));
             heard
         };
-        assert_eq!((heard(KEPT), heard(KEPT + 1)), (1, 0));
+        assert_eq!((heard(KEPT), heard(KEPT + 1)), (Some(Some(KEPT)), Some(None)));
     }
 
     proptest! {
@@ -122,7 +124,7 @@ mod tests {
             let (mut rest, mut cuts) = (stream.as_slice(), cuts.iter().cycle());
             while let Some(before) = begun && !rest.is_empty() {
                 let (piece, tail) = rest.split_at(rest.len().min(*cuts.next().unwrap()));
-                let hear = |kind, body: &[u8]| heard.push((kind, body.to_vec()));
+                let hear = |kind, body: Option<&[u8]>| heard.push((kind, body.unwrap().to_vec()));
                 begun = frames.follow(piece, longest, b"Tn", hear).map(|more| before + more);
                 rest = tail;
             }
